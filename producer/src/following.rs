@@ -88,11 +88,13 @@ pub enum News {
 
 /// All that is followed in this process; clones share it.
 #[derive(Clone)]
-pub struct Following {
-    topics: Arc<Mutex<Topics>>,
-    due: Arc<Notify>,
+pub struct Following(Arc<Inner>);
+
+struct Inner {
+    topics: Mutex<Topics>,
+    due: Notify,
     /// Topics that are read apart from the others may be due.
-    apart: Arc<Notify>,
+    apart: Notify,
     shards: Shards,
 }
 
@@ -107,7 +109,8 @@ pub struct Follower {
 impl Following {
     /// Nothing is followed yet. The text of these shards can be had.
     pub fn new(shards: Shards) -> Following {
-        Following { topics: Arc::default(), due: Arc::default(), apart: Arc::default(), shards }
+        let (due, apart) = (Notify::new(), Notify::new());
+        Following(Arc::new(Inner { topics: Mutex::default(), due, apart, shards }))
     }
 
     /// Follows from now on. What there is comes first.
@@ -117,8 +120,8 @@ impl Following {
         // From here on its end takes it out of the list again.
         let follower = Follower { following: self.clone(), followed, id, news };
         if let Some(shard) = text {
-            self.shards.want(wanted);
-            self.shards.comes(shard, TEXT_COMES_WITHIN).await;
+            self.0.shards.want(wanted);
+            self.0.shards.comes(shard, TEXT_COMES_WITHIN).await;
         }
         self.notify();
         follower
@@ -126,8 +129,8 @@ impl Following {
 
     /// Something may be due.
     fn notify(&self) {
-        self.due.notify_one();
-        self.apart.notify_one();
+        self.0.due.notify_one();
+        self.0.apart.notify_one();
     }
 
     /// Waits until this job has ended, but not longer than this; `None` when it has not. A job that the ledger does
@@ -155,7 +158,7 @@ impl Following {
     }
 
     fn lock(&self) -> MutexGuard<'_, Topics> {
-        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -177,6 +180,6 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         let wanted = self.following.lock().leave(&self.followed, self.id);
-        self.following.shards.want(wanted);
+        self.following.0.shards.want(wanted);
     }
 }

@@ -6,7 +6,6 @@ use std::time::SystemTime;
 use job::{JobId, JobSpec, Limits, TraceParent};
 use queue::jobs_queue;
 use service::{JobIds, Origin, Role, Span};
-use store::DueJob;
 
 /// Spans of jobs on their way to the broker; empty when tracing is off.
 pub struct SendSpans(HashMap<JobId, Span>);
@@ -21,12 +20,12 @@ impl SendSpans {
 
     /// Marks the outcome of each span: only `new` jobs go on. The others were refused, or were accepted before and keep
     /// their first trace.
-    pub fn accepted(&mut self, new: &[DueJob], refused: &[(JobId, String)]) {
+    pub fn accepted(&mut self, new: &[JobId], refused: &[(JobId, String)]) {
         if self.0.is_empty() {
             return;
         }
         let mut before = std::mem::take(&mut self.0);
-        self.0 = new.iter().filter_map(|job| Some((job.job_id, before.remove(&job.job_id)?))).collect();
+        self.0 = new.iter().filter_map(|job_id| Some((*job_id, before.remove(job_id)?))).collect();
         for mut span in refused.iter().filter_map(|(job_id, _)| before.remove(job_id)) {
             span.fail("refused");
         }

@@ -40,7 +40,7 @@ pub async fn submit(
     let (mut new, mut refused) = (Vec::new(), Vec::new());
     for (spec, answer) in jobs.iter().zip(answers) {
         match answer {
-            Accepted::New(state) => new.push((spec, state)),
+            Accepted::New(state) => new.push(NewJob::of(spec, job::encode(spec), state)),
             Accepted::Duplicate => {}
             Accepted::Refused(reason) => refused.push((spec.job_id, reason)),
         }
@@ -69,11 +69,13 @@ pub async fn submit_one(
     limits: &Limits,
 ) -> Result<Submission, StoreError> {
     let mut send_spans = SendSpans::begin([&mut candidate.spec], limits);
-    let acceptance = candidate.acceptance();
-    let spec = candidate.spec;
+    let job_id = candidate.spec.job_id;
+    let acceptance = candidate.into_acceptance();
+    let job = due_job(acceptance.spec(), acceptance.message().to_owned());
     match dispatch.store.take(acceptance).await {
         Ok(Taken::New { accepted_at, state }) => {
-            let submitted = Submitted::accepted(dispatch, vec![(&spec, state)], Vec::new(), 0, send_spans);
+            let submitted =
+                Submitted::accepted(dispatch, vec![NewJob { job, state }], Vec::new(), 0, send_spans);
             Ok(Submission::New(accepted_at, state, Box::new(submitted)))
         }
         Ok(Taken::Known) => {
@@ -86,34 +88,37 @@ pub async fn submit_one(
         }
         Err(refused @ StoreError::Refused { .. }) => {
             let refused = refused.to_string();
-            send_spans.accepted(&[], &[(spec.job_id, refused.clone())]);
+            send_spans.accepted(&[], &[(job_id, refused.clone())]);
             Ok(Submission::Refused(refused))
         }
         Err(error) => Err(error),
     }
 }
 
-/// Writes jobs of one caller to the ledger, in their order. Each has its own answer; what is new is in the second.
+/// Writes jobs of one caller to the ledger, in their order. Each comes back with its own answer; what is new is in the
+/// second.
 pub async fn submit_in_order(
     dispatch: &Dispatch,
     mut candidates: Vec<Candidate>,
     limits: &Limits,
-) -> (Vec<Result<Taken, StoreError>>, Submitted) {
+) -> (Vec<(JobSpec, Result<Taken, StoreError>)>, Submitted) {
     let send_spans = SendSpans::begin(candidates.iter_mut().map(|candidate| &mut candidate.spec), limits);
-    let jobs: Vec<Acceptance> = candidates.iter().map(Candidate::acceptance).collect();
-    let specs: Vec<JobSpec> = candidates.into_iter().map(|candidate| candidate.spec).collect();
+    let jobs: Vec<Acceptance> = candidates.into_iter().map(Candidate::into_acceptance).collect();
     let answers = dispatch.store.take_in_order(&jobs).await;
-    let (mut new, mut refused) = (Vec::new(), Vec::new());
-    for (spec, answer) in specs.iter().zip(&answers) {
-        match answer {
-            Ok(Taken::New { state, .. }) => new.push((spec, *state)),
+    let (mut answered, mut new) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
+    let mut refused = Vec::new();
+    for (job, answer) in jobs.into_iter().zip(answers) {
+        let (spec, message) = job.into_parts();
+        match &answer {
+            Ok(Taken::New { state, .. }) => new.push(NewJob::of(&spec, message, *state)),
             Ok(Taken::Known | Taken::Found { .. }) => {}
             Err(error) => refused.push((spec.job_id, error.to_string())),
         }
+        answered.push((spec, answer));
     }
-    let before = specs.len() - new.len() - refused.len();
+    let before = answered.len() - new.len() - refused.len();
     let submitted = Submitted::accepted(dispatch, new, refused, before, send_spans);
-    (answers, submitted)
+    (answered, submitted)
 }
 
 /// Finds which of these jobs the ledger has already, by their ids and keys, and takes none in; `None` for those that it
@@ -141,10 +146,30 @@ pub async fn redrive(
     let send_spans = SendSpans::begin(&mut jobs, limits);
     let pairs: Vec<(JobId, JobSpec)> = failed.into_iter().zip(jobs).collect();
     let taken = dispatch.store.redrive(actor, &pairs).await.context("redriving jobs")?;
-    let new = pairs.iter().filter_map(|(_, spec)| Some((spec, *taken.get(&spec.job_id)?)));
-    let new: Vec<(&JobSpec, JobState)> = new.collect();
+    let new = pairs.iter().filter_map(|(_, spec)| {
+        let state = *taken.get(&spec.job_id)?;
+        Some(NewJob::of(spec, job::encode(spec), state))
+    });
+    let new: Vec<NewJob> = new.collect();
     let before = pairs.len() - new.len();
     Ok(Submitted::accepted(dispatch, new, Vec::new(), before, send_spans))
+}
+
+/// A job that the ledger has taken in.
+struct NewJob {
+    job: DueJob,
+    /// One that is `publishing` is published next; the others are left to the relays.
+    state: JobState,
+}
+
+impl NewJob {
+    fn of(spec: &JobSpec, message: String, state: JobState) -> NewJob {
+        NewJob { job: due_job(spec, message), state }
+    }
+}
+
+fn due_job(spec: &JobSpec, message: String) -> DueJob {
+    DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message }
 }
 
 impl Submitted {
@@ -155,16 +180,16 @@ impl Submitted {
 
     fn accepted(
         dispatch: &Dispatch,
-        new: Vec<(&JobSpec, JobState)>,
+        accepted: Vec<NewJob>,
         refused: Vec<(JobId, String)>,
         accepted_before: usize,
         mut send_spans: SendSpans,
     ) -> Submitted {
-        let accepted: Vec<DueJob> = new.iter().map(|(spec, _)| DueJob::of(spec)).collect();
-        send_spans.accepted(&accepted, &refused);
-        let due = accepted.into_iter().zip(&new).filter(|(_, (_, state))| *state == JobState::Publishing);
-        let due: Vec<DueJob> = due.map(|(job, _)| job).collect();
-        let (later, new) = (new.len() - due.len(), new.iter().map(|(spec, _)| spec.job_id).collect());
+        let new: Vec<JobId> = accepted.iter().map(|new| new.job.job_id).collect();
+        send_spans.accepted(&new, &refused);
+        let due = accepted.into_iter().filter(|new| new.state == JobState::Publishing);
+        let due: Vec<DueJob> = due.map(|new| new.job).collect();
+        let later = new.len() - due.len();
         Submitted { new, refused, accepted_before, due, later, send_spans, dispatch: dispatch.clone() }
     }
 

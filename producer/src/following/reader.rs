@@ -53,7 +53,7 @@ impl Following {
                     swept = Instant::now();
                 }
                 if !self.lock().is_due() {
-                    let _ = timeout(rest, self.due.notified()).await;
+                    let _ = timeout(rest, self.0.due.notified()).await;
                     continue;
                 }
                 let begun = Instant::now();
@@ -69,7 +69,7 @@ impl Following {
                 let question = self.lock().question_apart();
                 match question {
                     Some(question) => self.read(&store, &pulse, vec![question], &mut trouble).await,
-                    None => drop(timeout(EVERY, self.apart.notified()).await),
+                    None => drop(timeout(EVERY, self.0.apart.notified()).await),
                 }
             }
         };
@@ -130,14 +130,15 @@ impl Following {
                     warn!(cause = error.as_dyn(), "followed jobs cannot be read, retrying");
                 }
                 self.lock().unread(questions, pulse.trouble().is_some());
-                self.apart.notify_one();
+                self.0.apart.notify_one();
                 sleep(EVERY_UNANNOUNCED).await;
             }
         }
     }
 }
 
-/// Asks about all of them together. Live jobs first: one that ends in between is then found among the ended.
+/// Asks about all of them together. Live jobs first: one that ends in between is then found among the ended. Of what was
+/// announced, both are asked at once. Of the rest, which is much more, few have ended.
 async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Reading>, StoreError> {
     let (mut jobs, mut sessions) = (Vec::new(), Vec::new());
     for question in questions {
@@ -146,11 +147,24 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
             Followed::Session(session) => sessions.push(session.clone()),
         }
     }
-    let live = if jobs.is_empty() { Vec::new() } else { store.live_jobs(&jobs).await? };
-    let live: HashMap<JobId, LiveJob> = live.into_iter().map(|job| (job.job_id, job)).collect();
-    let live_of = if sessions.is_empty() { Vec::new() } else { store.live_sessions(&sessions).await? };
-    let mut live_of: HashMap<SessionKey, LiveSession> =
-        live_of.into_iter().map(|of| (of.session.clone(), of)).collect();
+    let mut announced: Vec<JobId> = Vec::new();
+    for question in questions.iter().filter(|question| question.is_announced) {
+        match &question.followed {
+            Followed::Job(job_id) => announced.push(*job_id),
+            Followed::Session(_) => announced.extend(&question.known),
+        }
+    }
+    let mut ended = Ended::default();
+    let announced = ended.unasked(announced);
+    let found = store.live_and_ended(&jobs, &sessions, &announced, ENDS_BYTES, ENDS).await?;
+    ended.add(found.ended);
+    let live = found.live.into_iter().filter(|job| !ended.found.contains_key(&job.job_id));
+    let live: HashMap<JobId, LiveJob> = live.map(|job| (job.job_id, job)).collect();
+    let mut live_of: HashMap<SessionKey, LiveSession> = HashMap::with_capacity(sessions.len());
+    for mut of in found.sessions {
+        of.live.retain(|job| !ended.found.contains_key(&job.job_id));
+        live_of.insert(of.session.clone(), of);
+    }
 
     let mut missing: Vec<JobId> = Vec::new();
     for question in questions {
@@ -162,7 +176,6 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
             }
         }
     }
-    let mut ended = Ended::default();
     ended.read(store, missing).await?;
     // Jobs may have come and gone since the last reading without an announcement that arrived.
     let mut unknown = Vec::new();
@@ -233,6 +246,7 @@ fn has_worked(ended: &[Arc<JobView>]) -> bool {
 /// Jobs that have ended: all that were found, those of them that were read, and what that took.
 #[derive(Default)]
 struct Ended {
+    asked: HashSet<JobId>,
     found: HashMap<JobId, Found>,
     sessions: HashMap<SessionKey, Vec<JobId>>,
     count: i64,
@@ -250,14 +264,22 @@ impl Ended {
     /// Looks which of these jobs have ended, and reads what fits into one question, in the order in which topics became
     /// due. What comes first is always read.
     async fn read(&mut self, store: &Store, jobs: Vec<JobId>) -> Result<(), StoreError> {
-        let mut asked = HashSet::new();
-        let is_new = |job_id: &JobId| !self.found.contains_key(job_id) && asked.insert(*job_id);
-        let jobs: Vec<JobId> = jobs.into_iter().filter(is_new).collect();
+        let jobs = self.unasked(jobs);
         if jobs.is_empty() {
             return Ok(());
         }
         let (bytes, count) = (ENDS_BYTES - self.bytes, ENDS - self.count);
-        for EndedJob { job_id, session, bytes, view } in store.ended_jobs(&jobs, bytes, count).await? {
+        self.add(store.ended_jobs(&jobs, bytes, count).await?);
+        Ok(())
+    }
+
+    /// Returns those of these jobs that were not asked about yet. They are, from now on.
+    fn unasked(&mut self, jobs: Vec<JobId>) -> Vec<JobId> {
+        jobs.into_iter().filter(|job_id| self.asked.insert(*job_id)).collect()
+    }
+
+    fn add(&mut self, ended: Vec<EndedJob>) {
+        for EndedJob { job_id, session, bytes, view } in ended {
             if view.is_some() {
                 self.count += 1;
                 self.bytes += bytes;
@@ -265,7 +287,6 @@ impl Ended {
             self.sessions.entry(session.clone()).or_default().push(job_id);
             self.found.insert(job_id, Found { job_id, session, view: view.map(Arc::new) });
         }
-        Ok(())
     }
 
     /// All that were found of a session.

@@ -1,6 +1,6 @@
 //! What was read, as events in order. Each event that can be resumed from has an id that rises. Pure.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -45,11 +45,41 @@ pub struct Sequence {
     /// The job that the stream is about; `None` if it is about a session.
     job_id: Option<JobId>,
     /// What was shown last: state, attempts, and the calls that persons are asked to answer.
-    states: HashMap<JobId, (JobState, i32, Vec<CallId>)>,
-    shown: HashMap<JobId, i64>,
+    states: SmallMap<(JobState, i32, Vec<CallId>)>,
+    shown: SmallMap<i64>,
     ended: VecDeque<JobId>,
     /// Whether jobs that run at the first reading are joined in the middle.
     joins: bool,
+}
+
+/// What is known of some jobs. Most streams are about one, and a map has room for three at least: that is a quarter of a
+/// kilobyte for each of thousands of streams.
+struct SmallMap<T>(Vec<(JobId, T)>);
+
+impl<T> SmallMap<T> {
+    fn get(&self, job_id: JobId) -> Option<&T> {
+        self.0.iter().find(|(id, _)| *id == job_id).map(|(_, of)| of)
+    }
+
+    fn has(&self, job_id: JobId) -> bool {
+        self.get(job_id).is_some()
+    }
+
+    fn set(&mut self, job_id: JobId, of: T) {
+        match self.0.iter_mut().find(|(id, _)| *id == job_id) {
+            Some((_, known)) => *known = of,
+            None => {
+                if self.0.is_empty() {
+                    self.0.reserve_exact(1);
+                }
+                self.0.push((job_id, of));
+            }
+        }
+    }
+
+    fn forget(&mut self, job_id: JobId) {
+        self.0.retain(|(id, _)| *id != job_id);
+    }
 }
 
 impl Position {
@@ -96,17 +126,21 @@ impl Sequence {
     }
 
     fn new(position: Position, joins: bool) -> Sequence {
-        let shown = position.job_id.map(|job_id| (job_id, position.shown)).into_iter().collect();
-        let (states, ended) = (HashMap::new(), VecDeque::new());
+        let shown = SmallMap(position.job_id.map(|job_id| (job_id, position.shown)).into_iter().collect());
+        let (states, ended) = (SmallMap(Vec::new()), VecDeque::new());
         Sequence { position, job_id: None, states, shown, ended, joins }
+    }
+
+    /// Returns the job that the stream is about, if it is about one alone.
+    pub fn job_id(&self) -> Option<JobId> {
+        self.job_id
     }
 
     /// Returns what is new in a reading.
     pub fn events(&mut self, seen: &Seen) -> Vec<(Position, Event)> {
         let mut events = Vec::new();
         if std::mem::take(&mut self.joins) {
-            let begun = seen.live.iter().filter(|job| job.begun);
-            self.shown.extend(begun.map(|job| (job.job_id, -1)));
+            seen.live.iter().filter(|job| job.begun).for_each(|job| self.shown.set(job.job_id, -1));
         }
         let changed: Vec<&LiveJob> = seen.live.iter().filter(|job| self.is_news(job)).collect();
         // A run begins before its checkpoints, and whatever comes after a run comes behind them.
@@ -133,8 +167,8 @@ impl Sequence {
             self.forget(view.job_id);
         }
         let live: HashSet<JobId> = seen.live.iter().map(|job| job.job_id).collect();
-        if self.states.len() > live.len() + REMEMBERED {
-            self.states.retain(|job_id, _| live.contains(job_id));
+        if self.states.0.len() > live.len() + REMEMBERED {
+            self.states.0.retain(|(job_id, _)| live.contains(job_id));
         }
         events
     }
@@ -143,23 +177,25 @@ impl Sequence {
     fn is_news(&mut self, job: &LiveJob) -> bool {
         let asked = job.questions.iter().map(|question| question.call_id.clone()).collect();
         let now = (job.state, job.attempts, asked);
-        if self.states.get(&job.job_id) == Some(&now) {
+        if self.states.get(job.job_id) == Some(&now) {
             return false;
         }
-        self.states.insert(job.job_id, now);
+        self.states.set(job.job_id, now);
         true
     }
 
     fn count(&mut self, job_id: JobId, iterations: i64) {
-        let shown = match self.job_id {
-            Some(_) => &mut self.position.shown,
-            None => self.shown.entry(job_id).or_default(),
+        let mut shown = match self.job_id {
+            Some(_) => self.position.shown,
+            None => self.shown.get(job_id).copied().unwrap_or_default(),
         };
-        if *shown >= 0 {
-            *shown = shown.saturating_add(iterations);
+        if shown >= 0 {
+            shown = shown.saturating_add(iterations);
         }
+        self.position.shown = shown;
         if self.job_id.is_none() {
-            (self.position.shown, self.position.job_id) = (*shown, Some(job_id));
+            self.position.job_id = Some(job_id);
+            self.shown.set(job_id, shown);
         }
     }
 
@@ -168,15 +204,15 @@ impl Sequence {
         let shown = match self.job_id {
             Some(_) => self.position.shown,
             // Of a job that came and went while no stream was there, the end alone is shown.
-            None if !self.states.contains_key(&view.job_id) && !self.shown.contains_key(&view.job_id) => -1,
-            None => self.shown.get(&view.job_id).copied().unwrap_or(0),
+            None if !self.states.has(view.job_id) && !self.shown.has(view.job_id) => -1,
+            None => self.shown.get(view.job_id).copied().unwrap_or(0),
         };
         if shown < 0 { 0 } else { view.iterations.saturating_sub(shown) }
     }
 
     fn forget(&mut self, job_id: JobId) {
-        self.states.remove(&job_id);
-        self.shown.remove(&job_id);
+        self.states.forget(job_id);
+        self.shown.forget(job_id);
         self.ended.push_back(job_id);
         if self.ended.len() > REMEMBERED {
             self.ended.pop_front();

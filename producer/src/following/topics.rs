@@ -100,6 +100,8 @@ pub(super) struct Question {
     pub(super) since: i64,
     /// Whether anyone has it read for the first time.
     pub(super) is_first: bool,
+    /// Whether something has happened to it, as far as is known.
+    pub(super) is_announced: bool,
 }
 
 /// What was answered.
@@ -263,6 +265,7 @@ impl Topics {
         for followed in &due {
             self.topics.get_mut(followed).into_iter().for_each(|topic| topic.turn = None);
         }
+        let is_announced = !due.is_empty();
         while due.is_empty() && !self.sweep.is_empty() {
             let swept = self.sweep.split_off(self.sweep.len().saturating_sub(TOGETHER));
             for followed in swept {
@@ -273,17 +276,17 @@ impl Topics {
                 }
             }
         }
-        due.into_iter().filter_map(|followed| self.question(followed)).collect()
+        due.into_iter().filter_map(|followed| self.question(followed, is_announced)).collect()
     }
 
     /// Takes one of those that are read apart from the others.
     pub(super) fn question_apart(&mut self) -> Option<Question> {
         let followed = self.due_apart.pop()?;
         self.topics.get_mut(&followed)?.turn = None;
-        self.question(followed)
+        self.question(followed, true)
     }
 
-    fn question(&mut self, followed: Followed) -> Option<Question> {
+    fn question(&mut self, followed: Followed, is_announced: bool) -> Option<Question> {
         let topic = self.topics.get_mut(&followed)?;
         topic.has_more = false;
         let mut is_first = false;
@@ -296,7 +299,7 @@ impl Topics {
         known.sort_unstable();
         known.dedup();
         let Topic { behind, version, since, .. } = **topic;
-        Some(Question { followed, behind, known, version, since, is_first })
+        Some(Question { followed, behind, known, version, since, is_first, is_announced })
     }
 
     /// Makes them due again, because they could not be read. If Postgres answers others, each is read alone from now on;

@@ -189,7 +189,7 @@ impl Reading<'_> {
             let piece = match piece {
                 Ok(piece) => piece,
                 Err(why) => {
-                    self.accept(&mut found).await?;
+                    self.accept(found).await?;
                     return Err(why);
                 }
             };
@@ -197,8 +197,11 @@ impl Reading<'_> {
             let fed = items.feed(&piece, &mut found);
             let is_over = fed.is_err() || bytes > MOST_BYTES || self.answers.len() + found.len() > MOST_JOBS;
             let is_refused = self.refused.is_some() && !found.is_empty();
-            if found.len() >= GROUP || bytes - accepted_bytes >= GROUP_BYTES || is_over || is_refused {
-                self.accept(&mut found).await?;
+            let all = bytes - accepted_bytes >= GROUP_BYTES || is_over || is_refused;
+            // What is no whole group yet costs less together with what comes next.
+            let count = if all { found.len() } else { found.len() - found.len() % GROUP };
+            if count > 0 {
+                self.accept(found.drain(..count).collect()).await?;
                 accepted_bytes = bytes;
             }
             fed.map_err(malformed)?;
@@ -207,13 +210,13 @@ impl Reading<'_> {
             }
         }
         let ended = items.end(&mut found);
-        self.accept(&mut found).await?;
+        self.accept(found).await?;
         ended.map_err(malformed)
     }
 
     /// Accepts these in groups, and answers each.
-    async fn accept(&mut self, found: &mut Vec<Item>) -> Result<(), Problem> {
-        let mut found = std::mem::take(found).into_iter();
+    async fn accept(&mut self, found: Vec<Item>) -> Result<(), Problem> {
+        let mut found = found.into_iter();
         loop {
             let room = GROUP.min(MOST_JOBS - self.answers.len());
             let group: Vec<Item> = found.by_ref().take(room).collect();
@@ -286,21 +289,18 @@ impl Reading<'_> {
             Ok(earlier) => earlier,
             Err(_) => jobs.iter().map(|_| None).collect(),
         };
-        let (mut specs, mut taken, mut new, mut ways) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut taken, mut new, mut ways) = (Vec::new(), Vec::new(), Vec::new());
         for (job, earlier) in jobs.into_iter().zip(earlier) {
             let job_id = job.spec.job_id;
             ways.push((job_id, earlier.is_some(), new.len() < admitted.count));
             match earlier {
-                Some(earlier) => {
-                    specs.push(job.spec);
-                    taken.push(Ok(earlier));
-                }
+                Some(earlier) => taken.push((job.spec, Ok(earlier))),
                 None if new.len() < admitted.count => new.push(job),
                 None => {}
             }
         }
         let is_refused = ways.iter().any(|(_, is_known, has_room)| !is_known && !has_room);
-        let mut known = self.answered(&specs, taken, timeout).await.into_iter();
+        let mut known = self.answered(taken, timeout).await.into_iter();
         let mut new = self.submit(new, timeout).await.into_iter();
         let answer = |(job_id, is_known, has_room): (JobId, bool, bool)| {
             let answer = match (is_known, has_room) {
@@ -327,31 +327,29 @@ impl Reading<'_> {
         if jobs.is_empty() {
             return Vec::new();
         }
-        let specs: Vec<JobSpec> = jobs.iter().map(|job| job.spec.clone()).collect();
+        let ids: Vec<JobId> = jobs.iter().map(|job| job.spec.job_id).collect();
         let submitting =
             async { Ok::<_, Problem>(submit_in_order(&self.door.dispatch, jobs, &self.limits).await) };
         let (taken, submitted) = match timeout.ask(submitting).await {
             Ok(submitted) => submitted,
             Err(problem) => {
-                let unknown = |spec: &JobSpec| problem.clone().of_job(spec.job_id).into();
-                return specs.iter().map(unknown).collect();
+                let unknown = |job_id: JobId| problem.clone().of_job(job_id).into();
+                return ids.into_iter().map(unknown).collect();
             }
         };
         self.door.backlog.taken_in(self.principal.tenant(), submitted.new.len());
         self.door.publishing.hand_over(submitted);
-        self.answered(&specs, taken, timeout).await
+        self.answered(taken, timeout).await
     }
 
     /// An answer for each job, of which the ledger has said this.
     async fn answered(
         &self,
-        specs: &[JobSpec],
-        taken: Vec<Result<Taken, StoreError>>,
+        taken: Vec<(JobSpec, Result<Taken, StoreError>)>,
         timeout: Timeout,
     ) -> Vec<Answer> {
-        let before: Vec<&JobSpec> = specs
+        let before: Vec<&JobSpec> = taken
             .iter()
-            .zip(&taken)
             .filter_map(|(spec, taken)| matches!(taken, Ok(Taken::Known)).then_some(spec))
             .collect();
         let mut known = match before.is_empty() {
@@ -363,7 +361,7 @@ impl Reading<'_> {
         };
         let found: Vec<JobId> = taken
             .iter()
-            .filter_map(|taken| match taken {
+            .filter_map(|(_, taken)| match taken {
                 Ok(Taken::Found { job_id, .. }) => Some(*job_id),
                 Ok(Taken::New { .. } | Taken::Known) | Err(_) => None,
             })
@@ -372,37 +370,47 @@ impl Reading<'_> {
             true => Ok(HashMap::new()),
             false => all_seen(self.door, self.principal, &found, timeout).await,
         };
-        let mut answers = Vec::with_capacity(specs.len());
-        for (spec, taken) in specs.iter().zip(taken) {
-            let accepted = match taken {
-                Ok(Taken::New { accepted_at, state }) => Ok((Job::accepted(spec, state, accepted_at), None)),
+        let mut answers = Vec::with_capacity(taken.len());
+        for (spec, taken) in taken {
+            let answer = match taken {
+                Ok(Taken::New { accepted_at, state }) => Ok(self.accepted(&spec, state, accepted_at)),
                 Ok(Taken::Known) => {
                     // One for each, in their order.
                     let job = known.next().unwrap_or_else(|| Err(Problem::no_job()));
-                    job.map(|job| (job, Some(FoundBy::JobId)))
+                    job.map(|job| self.found(job, FoundBy::JobId))
                 }
                 Ok(Taken::Found { by, job_id, same }) => {
                     let job = keys::refuse_another(by, job_id, same).and_then(|()| match &found {
                         Ok(found) => found.get(&job_id).cloned().ok_or_else(Problem::no_job),
                         Err(problem) => Err(problem.clone()),
                     });
-                    job.map(|view| (Job::of(view, self.principal), Some(FoundBy::Key(by))))
+                    job.map(|view| self.found(Job::of(view, self.principal), FoundBy::Key(by)))
                 }
                 Err(error) => Err(error.into()),
             };
-            answers.push(match accepted {
-                Ok((job, found_by)) => self.accepted(job, found_by),
-                Err(problem) => problem.of_job(spec.job_id).into(),
-            });
+            answers.push(answer.unwrap_or_else(|problem: Problem| problem.of_job(spec.job_id).into()));
         }
         answers
     }
 
-    fn accepted(&self, job: Job, found_by: Option<FoundBy>) -> Answer {
+    fn accepted(&self, spec: &JobSpec, state: JobState, accepted_at: String) -> Answer {
         let reads = self.principal.may(Scope::Read);
         Answer {
-            status: if found_by.is_some() { 200 } else { 202 },
-            found_by: found_by.map(FoundBy::as_str),
+            status: 202,
+            job_id: Some(spec.job_id),
+            session_id: reads.then(|| spec.session_id.to_string()),
+            state: Some(state),
+            accepted_at: Some(accepted_at).filter(|_| reads),
+            found_by: None,
+            problem: None,
+        }
+    }
+
+    fn found(&self, job: Job, found_by: FoundBy) -> Answer {
+        let reads = self.principal.may(Scope::Read);
+        Answer {
+            status: 200,
+            found_by: Some(found_by.as_str()),
             job_id: Some(job.job_id),
             session_id: Some(job.session_id).filter(|_| reads),
             state: Some(job.state),

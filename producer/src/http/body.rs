@@ -131,10 +131,18 @@ pub async fn read_json<T: DeserializeOwned>(
 
 /// The text of a body, which must be JSON.
 pub fn json_text(body: &[u8]) -> Result<&str, Problem> {
-    let malformed = |why: String| Problem::new(Kind::Malformed, why).at("body");
-    let text = std::str::from_utf8(body).map_err(|error| malformed(format!("not UTF-8: {error}")))?;
+    let text = utf8(body)?;
     serde_json::from_str::<&RawValue>(text).map_err(|error| malformed(format!("not JSON: {error}")))?;
     Ok(text)
+}
+
+/// The text of a body.
+pub fn utf8(body: &[u8]) -> Result<&str, Problem> {
+    std::str::from_utf8(body).map_err(|error| malformed(format!("not UTF-8: {error}")))
+}
+
+fn malformed(why: String) -> Problem {
+    Problem::new(Kind::Malformed, why).at("body")
 }
 
 /// The answer to a body that is larger than this.

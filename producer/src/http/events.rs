@@ -189,7 +189,7 @@ async fn follow_job(
     };
     let sequence = Sequence::of_job(job_id, from);
     let place = door.followers.begin(&principal)?;
-    Ok(answer(&door, principal, Some(job_id), sequence, wish, place).await)
+    Ok(answer(&door, principal, sequence, wish, place).await)
 }
 
 /// Follow a session
@@ -232,7 +232,7 @@ async fn follow_session(
     };
     let sequence = Sequence::of_session(from, resumed.is_none());
     let place = door.followers.begin(&principal)?;
-    Ok(answer(&door, principal, None, sequence, wish, place).await)
+    Ok(answer(&door, principal, sequence, wish, place).await)
 }
 
 /// The caller's session and the place of its last checkpoint, or a 404.
@@ -276,7 +276,6 @@ async fn caller(
 async fn answer(
     door: &Door,
     principal: Principal,
-    job_id: Option<JobId>,
     sequence: Sequence,
     wish: Wish,
     place: FollowerPlace,
@@ -289,7 +288,6 @@ async fn answer(
         follower,
         sequence,
         content: principal.may(Scope::Content),
-        job_id,
         stop,
         events,
         spread,
@@ -307,8 +305,6 @@ struct Streamed {
     sequence: Sequence,
     /// Whether the caller is shown what was said. The rest of it is not kept: there are thousands of streams.
     content: bool,
-    /// The job that is followed alone; its end is the stream's.
-    job_id: Option<JobId>,
     stop: CancellationToken,
     /// What was read and not sent yet. Each is written as text when its turn has come.
     events: VecDeque<(Position, Event)>,
@@ -349,10 +345,11 @@ impl Streamed {
                 News::Seen(seen) => {
                     let events = self.sequence.events(&seen);
                     let is_end = |(_, event): &(Position, Event)| matches!(event, Event::End(_));
-                    self.over = self.job_id.is_some() && events.iter().any(is_end);
+                    // The end of the job that is followed alone is the stream's.
+                    self.over = self.sequence.job_id().is_some() && events.iter().any(is_end);
                     self.events = events.into();
                 }
-                News::Text(piece) if self.job_id.is_none_or(|job_id| job_id == piece.job_id) => {
+                News::Text(piece) if self.sequence.job_id().is_none_or(|job_id| job_id == piece.job_id) => {
                     let TextPiece { job_id, text, note, .. } = TextPiece::clone(&piece);
                     return Some(match note {
                         Some(Note { name, data }) => with("note", &NoteEvent { job_id, name, data }),

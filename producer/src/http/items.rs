@@ -53,13 +53,35 @@ impl Items {
     pub fn feed(&mut self, piece: &[u8], items: &mut Vec<Item>) -> Result<(), &'static str> {
         match self.format {
             Format::Lines => {
-                for byte in piece {
-                    if *byte == b'\n' { self.end_line(items) } else { self.push(*byte) }
+                let mut lines = piece.split(|byte| *byte == b'\n');
+                self.push(lines.next().unwrap_or_default());
+                for line in lines {
+                    self.end_line(items);
+                    self.push(line);
                 }
                 Ok(())
             }
-            Format::Array => piece.iter().try_for_each(|byte| self.step(*byte, items)),
+            Format::Array => {
+                let mut rest = piece;
+                while let Some((byte, behind)) = rest.split_first() {
+                    let plain = self.plain(rest);
+                    if plain > 0 {
+                        self.push(&rest[..plain]);
+                        rest = &rest[plain..];
+                    } else {
+                        self.step(*byte, items)?;
+                        rest = behind;
+                    }
+                }
+                Ok(())
+            }
         }
+    }
+
+    /// How many of the first bytes lie within a string, and end neither it nor begin an escape.
+    fn plain(&self, text: &[u8]) -> usize {
+        let Place::Within { in_string: true, escaped: false, .. } = self.place else { return 0 };
+        text.iter().position(|byte| matches!(byte, b'"' | b'\\')).unwrap_or(text.len())
     }
 
     /// The text has ended. An error says what is missing.
@@ -86,7 +108,7 @@ impl Items {
             Place::Before => return Err("not a JSON array, expected [ first"),
             Place::Behind => return Err("something follows the JSON array, expected nothing behind ]"),
             Place::Within { depth, in_string: true, escaped } => {
-                self.push(byte);
+                self.push(&[byte]);
                 let escapes = !escaped && byte == b'\\';
                 let in_string = escaped || byte != b'"';
                 self.place = Place::Within { depth, in_string, escaped: escapes };
@@ -103,7 +125,7 @@ impl Items {
             }
             Place::Within { depth: 0, .. } if is_space && self.is_empty() => {}
             Place::Within { depth, .. } => {
-                self.push(byte);
+                self.push(&[byte]);
                 let depth = match byte {
                     b'[' | b'{' => depth + 1,
                     b']' | b'}' => depth.saturating_sub(1),
@@ -119,12 +141,10 @@ impl Items {
         self.item.is_empty() && !self.too_large
     }
 
-    fn push(&mut self, byte: u8) {
-        if self.item.len() == self.most {
-            self.too_large = true;
-        } else {
-            self.item.push(byte);
-        }
+    fn push(&mut self, text: &[u8]) {
+        let room = self.most - self.item.len();
+        self.too_large |= text.len() > room;
+        self.item.extend_from_slice(&text[..text.len().min(room)]);
     }
 
     fn take(&mut self) -> Item {

@@ -234,10 +234,17 @@ async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Respo
 
 /// A job from a body.
 pub fn decode(body: &[u8], principal: &Principal, limits: &Limits) -> Result<RequestedJob, Problem> {
-    let text = body::json_text(body)?;
+    let text = body::utf8(body)?;
     // What counts is the message that is made of it, which has more members.
     let unbounded = Limits { max_bytes: usize::MAX, ..limits.clone() };
-    let mut asked = decode_strict(text, &unbounded)?;
+    let mut asked = match decode_strict(text, &unbounded) {
+        Ok(asked) => asked,
+        Err(wrong) => {
+            // What is no JSON has another answer.
+            body::json_text(body)?;
+            return Err(wrong.into());
+        }
+    };
     asked.spec.tenant = principal.tenant().clone();
     if text.len() + 1_024 > limits.max_bytes && job::encode(&asked.spec).len() > limits.max_bytes {
         return Err(body::too_large(limits.max_bytes).of_job(asked.spec.job_id));

@@ -17,7 +17,7 @@ pub struct Candidate {
     /// The size of its body.
     pub bytes: usize,
     keys: Vec<JobKey>,
-    /// The SHA-256 of what the caller sent.
+    /// The SHA-256 of what the caller sent; of a job with keys.
     sent: [u8; 32],
     has_own_id: bool,
 }
@@ -25,7 +25,8 @@ pub struct Candidate {
 impl Candidate {
     /// A job that was asked for in a body of so many bytes.
     pub fn new(asked: RequestedJob, bytes: usize) -> Candidate {
-        let sent = digest(&asked);
+        let is_keyed = asked.idempotency_key.is_some() || asked.unique.is_some();
+        let sent = if is_keyed { digest(&asked) } else { [0; 32] };
         let RequestedJob { spec, idempotency_key, unique, has_own_id } = asked;
         let idempotency = idempotency_key.map(|key| JobKey {
             kind: KeyKind::Idempotency,
@@ -53,6 +54,12 @@ impl Candidate {
     /// As the ledger takes it in.
     pub fn acceptance(&self) -> Acceptance {
         Acceptance::new(self.spec.clone(), self.bytes).with_keys(self.keys.clone(), self.sent)
+    }
+
+    /// As the ledger takes it in for the first time: an id that the caller has not named was made for this request.
+    pub fn into_acceptance(self) -> Acceptance {
+        let acceptance = Acceptance::new(self.spec, self.bytes).with_keys(self.keys, self.sent);
+        if self.has_own_id { acceptance } else { acceptance.with_fresh_id() }
     }
 }
 
@@ -86,7 +93,7 @@ mod tests {
             now_unix_ms: JobId::now().unix_ms(),
             replies: ReplyRule::default(),
         };
-        Candidate::new(decode_strict(text, &limits).expect("a job"), text.len()).sent
+        digest(&decode_strict(text, &limits).expect("a job"))
     }
 
     #[test]

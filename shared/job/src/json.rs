@@ -191,6 +191,7 @@ fn check_depth(text: &str) -> Result<(), JsonError> {
 /// Checks the inside of a string. Returns the position after its closing quote.
 fn check_string(bytes: &[u8], mut at: usize) -> Result<usize, JsonError> {
     loop {
+        at += bytes[at..].iter().position(|byte| matches!(byte, b'"' | b'\\')).unwrap_or_default();
         match bytes[at] {
             b'"' => return Ok(at + 1),
             b'\\' if bytes[at + 1] == b'u' => match hex4(bytes, at + 2) {

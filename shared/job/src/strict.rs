@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::de::value::MapDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
@@ -45,6 +46,9 @@ const FIELDS: [&str; 24] = [
 const RETRY_FIELDS: [&str; 3] = ["max_attempts", "base_delay_ms", "max_delay_ms"];
 /// The fields of `unique`.
 const UNIQUE_FIELDS: [&str; 2] = ["key", "for_ms"];
+
+/// More than what is added to a job makes it longer.
+const ADDED_BYTES: usize = 256;
 
 /// A job as a caller asks for it, with what concerns the request alone.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,13 +102,35 @@ pub fn decode_strict_as(text: &str, fresh: JobId, limits: &Limits) -> Result<Req
     // One that is no id is refused below, by its own name.
     let own = given("job_id").and_then(|raw| serde_json::from_str::<String>(raw.get()).ok());
     let own = own.and_then(|id| JobId::from_str(&id).ok()).unwrap_or(fresh).to_string();
-    let members = [
-        ("schema", Loose::Absent, SCHEMA.to_owned()),
-        ("job_id", loose("job_id"), own.clone()),
-        ("session_id", loose("session_id"), own),
-    ];
-    let spec = decode(complete(text, members).as_bytes(), None, limits)?;
+    let spec = match read(&members, &own).filter(|_| text.len() + ADDED_BYTES <= limits.max_bytes) {
+        Some(spec) => {
+            spec.check(limits)?;
+            spec
+        }
+        None => {
+            let added = [
+                ("schema", Loose::Absent, SCHEMA.to_owned()),
+                ("job_id", loose("job_id"), own.clone()),
+                ("session_id", loose("session_id"), own),
+            ];
+            decode(complete(text, added).as_bytes(), None, limits)?
+        }
+    };
     Ok(RequestedJob { spec, has_own_id, idempotency_key, unique })
+}
+
+/// Reads the job from its members, which saves writing the whole message and reading that. `None` if something is wrong,
+/// which [`decode`] then names.
+fn read(members: &[(String, &RawValue)], own: &str) -> Option<JobSpec> {
+    let own = serde_json::value::to_raw_value(own).ok()?;
+    let ids = ["job_id", "session_id"];
+    let is_given = |name: &str, raw: &RawValue| !(ids.contains(&name) && raw.get() == "null");
+    let given =
+        members.iter().filter(|(name, raw)| is_given(name, raw)).map(|(name, raw)| (name.as_str(), *raw));
+    let left_out =
+        ids.into_iter().filter(|id| !members.iter().any(|(name, raw)| name == id && is_given(name, raw)));
+    let all = given.chain(left_out.map(|id| (id, &*own)));
+    JobSpec::deserialize(MapDeserializer::<_, serde_json::Error>::new(all)).ok()
 }
 
 fn read_key(raw: &str) -> Result<Option<String>, DecodeError> {
@@ -201,6 +227,26 @@ mod tests {
         let given = given.spec;
         assert_eq!((given.job_id, given.session_id.to_string()), (id, id.to_string()));
         assert_eq!(given.input.as_str(), "[1.50]");
+    }
+
+    #[test]
+    fn a_job_is_the_same_whichever_way_it_is_read() {
+        let id = JobId::now();
+        let own = id.to_string();
+        for text in [
+            r#"{"agent_id":"echo"}"#.to_owned(),
+            format!(r#"{{"job_id":"{id}","agent_id":"echo","session_id":"s"}}"#),
+            r#"{"job_id":null,"session_id":null,"agent_id":"e\u0063ho","input":{"a":[1.50,"\u00e9"]},"pool":null}"#.to_owned(),
+            r#"{"agent_\u0069d":"echo","retry":{"max_attempts":2},"labels":{"a":"b"},"unique":null,"timeout_ms":7}"#
+                .to_owned(),
+        ] {
+            let Members(members) = parse(&text).unwrap();
+            let read = read(&members, &own).expect(&text);
+            let wide = Limits { max_bytes: text.len() + ADDED_BYTES, ..limits() };
+            let narrow = Limits { max_bytes: text.len() + ADDED_BYTES - 1, ..limits() };
+            let [fast, slow] = [wide, narrow].map(|limits| decode_strict_as(&text, id, &limits).unwrap());
+            assert_eq!((&fast.spec, &fast), (&read, &slow), "{text}");
+        }
     }
 
     #[test]

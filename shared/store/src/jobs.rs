@@ -44,7 +44,7 @@ pub use dispatch::DueJob;
 pub use facts::{HeldBack, InboxPlace, JobFacts, PlaceInLine, Turn};
 pub use failed::{FailedJob, FailureFilter, Standing};
 pub use fold::{Fold, RunFold};
-pub use follow::{EndedJob, LiveJob, LiveSession, STEPS, Step, StepPlace, Steps, StepsOf};
+pub use follow::{EndedJob, LiveAndEnded, LiveJob, LiveSession, STEPS, Step, StepPlace, Steps, StepsOf};
 pub(crate) use inputs::answers_of;
 pub use inputs::{Answered, OpenInput};
 pub(crate) use list::LOOKED_AT;

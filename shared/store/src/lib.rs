@@ -58,9 +58,9 @@ pub use jobs::{
     Acceptance, Accepted, Answer, Answered, Ask, COUNTED_TO, Cancelled, CheckpointRow, Claim, ClaimRequest,
     Claimed, Concluded, Conclusion, DueJob, End, EndedJob, EndedWaiting, FailedJob, FailureFilter,
     FleetCounts, FleetNow, Fold, HeldBack, InboxPlace, JobFacts, JobFilter, JobKey, JobLine, JobNow, JobView,
-    KeyCursor, KeyKind, KnownJob, LiveJob, LiveSession, OpenInput, Page, PlaceInLine, PoolNow, RunFold,
-    STEPS, SessionProgress, SessionState, Standing, Step, StepPlace, Steps, StepsOf, Suspicion, Taken,
-    TenantNow, Turn, Unwanted,
+    KeyCursor, KeyKind, KnownJob, LiveAndEnded, LiveJob, LiveSession, OpenInput, Page, PlaceInLine, PoolNow,
+    RunFold, STEPS, SessionProgress, SessionState, Standing, Step, StepPlace, Steps, StepsOf, Suspicion,
+    Taken, TenantNow, Turn, Unwanted,
 };
 pub use line::{
     Admitted, AdmittedJob, BusyJob, ChangedLimit, ChangedPool, InFlight, LimitView, LineBounds, LineCount,

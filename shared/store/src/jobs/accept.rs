@@ -33,6 +33,10 @@ pub(super) const ACCEPT: &str = concat!(
     ", state"
 );
 
+/// As [`ACCEPT`], for jobs whose ids nobody can know yet: each is new, or the statement fails. A scan of a function gives
+/// its rows in their order, and so does what returns their states.
+pub(super) const ACCEPT_FRESH: &str = concat!(insert_for_publishing!(), new_jobs!(), " RETURNING state");
+
 /// Follows an insert of jobs that may have ended already. The insert has waited for any transaction that was
 /// ending one, and only a later statement, with a fresh snapshot, sees that end.
 pub(crate) const DROP_ENDED: &str = "

@@ -8,14 +8,15 @@ use job::{Change, JobId, JobSpec, JobState, Name, Tenant};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::accept::{ACCEPT, DROP_ENDED, accepted, new_jobs_of};
+use super::accept::{ACCEPT, ACCEPT_FRESH, DROP_ENDED, accepted, new_jobs_of};
 use super::columns::Columns;
 use super::labels::LabelColumns;
 use super::taken_keys::{
     ACCEPT_KEYED, FIND_HELD, JobKey, KeyColumns, KeyKind, LOCK_KEYS, SETTLE_KEYS, read_found,
 };
 use crate::database::{
-    Batched, Params, Tx, alone_in_its_batch, commit, query, read_job_id, read_name, uuids,
+    Batched, Params, Tx, alone_in_its_batch, commit, query, read_job_id, read_name, read_state, rfc3339,
+    uuids,
 };
 use crate::{Store, StoreError};
 
@@ -23,22 +24,45 @@ use crate::{Store, StoreError};
 #[derive(Clone, Debug)]
 pub struct Acceptance {
     pub(super) spec: JobSpec,
+    message: String,
     bytes: usize,
     pub(super) keys: Vec<JobKey>,
     /// The SHA-256 of what the caller sent; it counts with keys alone.
     pub(super) sent: [u8; 32],
+    has_fresh_id: bool,
 }
 
 impl Acceptance {
     /// This job, whose body had so many bytes.
     pub fn new(spec: JobSpec, bytes: usize) -> Acceptance {
-        Acceptance { spec, bytes, keys: Vec::new(), sent: [0; 32] }
+        let message = job::encode(&spec);
+        Acceptance { spec, message, bytes, keys: Vec::new(), sent: [0; 32], has_fresh_id: false }
     }
 
     /// The same with keys, at most one of each kind. `sent` is the SHA-256 of what the caller sent, by which the same
     /// request is known again.
     pub fn with_keys(self, keys: Vec<JobKey>, sent: [u8; 32]) -> Acceptance {
         Acceptance { keys, sent, ..self }
+    }
+
+    /// The same, where the id was made for this call, and is nobody's yet: the ledger need not be asked whether it knows it.
+    pub fn with_fresh_id(self) -> Acceptance {
+        Acceptance { has_fresh_id: true, ..self }
+    }
+
+    /// Returns the job.
+    pub fn spec(&self) -> &JobSpec {
+        &self.spec
+    }
+
+    /// Returns the envelope.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Returns the job and its envelope.
+    pub fn into_parts(self) -> (JobSpec, String) {
+        (self.spec, self.message)
     }
 
     /// What no other call of its batch may have, too: its keys, as numbers.
@@ -89,8 +113,10 @@ pub struct KnownJob {
 /// waits for less than it was promised an answer in.
 const TOGETHER: &str = "100ms";
 const ALONE: &str = "1s";
+const UNIQUE_VIOLATION: &str = "23505";
 
-const SET_LOCK_TIMEOUT: &str = "SELECT set_config('lock_timeout', $1, true)";
+/// Returns the time of the transaction, too.
+const SET_LOCK_TIMEOUT: &str = concat!("SELECT set_config('lock_timeout', $1, true), ", rfc3339!("now()"));
 
 impl Batched for Acceptance {
     type Answer = Taken;
@@ -108,12 +134,20 @@ impl Batched for Acceptance {
     }
 
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Taken>, StoreError> {
-        let columns = Columns::of(batch.iter().map(|acceptance| &acceptance.spec));
+        let messages = batch.iter().map(|acceptance| acceptance.message.as_str().into()).collect();
+        let columns = Columns::with_messages(batch.iter().map(|acceptance| &acceptance.spec), messages);
         let lock_timeout = if batch.len() > 1 { TOGETHER } else { ALONE };
         let keys = KeyColumns::of(batch);
         let labels = LabelColumns::of(batch.iter().map(|acceptance| &acceptance.spec));
         if !keys.is_empty() {
             return commit_keyed(pool, &columns, &keys, &labels, lock_timeout).await;
+        }
+        if batch.iter().all(|acceptance| acceptance.has_fresh_id) {
+            match commit_fresh(pool, &columns, &labels, lock_timeout).await {
+                // That an id is known after all is possible, and not believable.
+                Err(StoreError::Refused { sqlstate, .. }) if sqlstate == UNIQUE_VIOLATION => {}
+                taken => return taken,
+            }
         }
         let sql = [SET_LOCK_TIMEOUT, ACCEPT, DROP_ENDED];
         let tx = Tx::prepare_more(pool, "take", sql, labels.statement()).await?;
@@ -132,6 +166,21 @@ impl Batched for Acceptance {
             changes.push(accepted(&self.spec, *state));
         }
     }
+}
+
+/// As [`Acceptance::commit`], where no id can be known.
+async fn commit_fresh(
+    pool: &Pool,
+    columns: &Columns<'_>,
+    labels: &LabelColumns,
+    lock_timeout: &str,
+) -> Result<Vec<Taken>, StoreError> {
+    let tx =
+        Tx::prepare_more(pool, "take_fresh", [SET_LOCK_TIMEOUT, ACCEPT_FRESH], labels.statement()).await?;
+    let ([begun, states], _) = tx.run_more([&[&lock_timeout], &columns.params()], &labels.params()).await?;
+    let accepted_at: String = begun.first().map(|row| row.get(1)).unwrap_or_default();
+    let taken = |row| Taken::New { accepted_at: accepted_at.clone(), state: read_state(row, 0) };
+    Ok(states.iter().map(taken).collect())
 }
 
 /// As [`Acceptance::commit`], where a job has a key.

@@ -1,6 +1,8 @@
 //! New jobs, as the statements that insert them take them: accept, redrive, and the claim of a job that the
 //! ledger has not seen.
 
+use std::borrow::Cow;
+
 use job::JobSpec;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -13,7 +15,7 @@ pub(crate) struct Columns<'a> {
     pub(crate) agents: Vec<&'a str>,
     pub(crate) users: Vec<Option<&'a str>>,
     pools: Vec<&'a str>,
-    messages: Vec<String>,
+    messages: Vec<Cow<'a, str>>,
     deadlines: Vec<Option<f64>>,
     traces: Vec<Option<Uuid>>,
     /// Unix time in milliseconds before which the job does not start.
@@ -122,13 +124,22 @@ pub(crate) use insert_for_publishing;
 
 impl<'a> Columns<'a> {
     pub(crate) fn of(specs: impl Iterator<Item = &'a JobSpec> + Clone) -> Columns<'a> {
+        let messages = specs.clone().map(|spec| job::encode(spec).into()).collect();
+        Columns::with_messages(specs, messages)
+    }
+
+    /// As [`Columns::of`], where the jobs are encoded already.
+    pub(crate) fn with_messages(
+        specs: impl Iterator<Item = &'a JobSpec> + Clone,
+        messages: Vec<Cow<'a, str>>,
+    ) -> Columns<'a> {
         Columns {
             jobs: specs.clone().map(|spec| spec.job_id.into()).collect(),
             sessions: specs.clone().map(|spec| spec.session_key().into()).collect(),
             agents: specs.clone().map(|spec| spec.agent_id.as_str()).collect(),
             users: specs.clone().map(|spec| spec.user_id.as_deref()).collect(),
             pools: specs.clone().map(|spec| spec.pool.as_str()).collect(),
-            messages: specs.clone().map(job::encode).collect(),
+            messages,
             deadlines: specs.clone().map(|spec| spec.deadline_unix_ms().map(|ms| ms as f64)).collect(),
             traces: specs.clone().map(foreign_trace).collect(),
             dues: specs.clone().map(|spec| spec.due_unix_ms().map(|ms| ms as f64)).collect(),

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::inputs::{OpenInput, questions_of, read_questions};
 use super::labels::labels_of;
 use super::status::{JobView, ended_columns, read_view};
-use crate::database::{query, read_job_id, read_state, read_usd, rfc3339, uuids};
+use crate::database::{Params, Tx, query, read_job_id, read_state, read_usd, rfc3339, uuids};
 use crate::{Store, StoreError};
 
 /// A job that has not ended.
@@ -99,6 +99,17 @@ pub struct EndedJob {
     pub bytes: i64,
     /// The job as it is read; `None` if it did not fit.
     pub view: Option<JobView>,
+}
+
+/// What one question finds.
+#[derive(Clone, Debug, Default)]
+pub struct LiveAndEnded {
+    /// Jobs that have not ended.
+    pub live: Vec<LiveJob>,
+    /// Sessions, with their live jobs.
+    pub sessions: Vec<LiveSession>,
+    /// Jobs that have ended, in the order asked for.
+    pub ended: Vec<EndedJob>,
 }
 
 /// Live jobs of one session, and checkpoints of one [`StepsOf`], that are read at a time.
@@ -193,29 +204,37 @@ impl StepPlace {
 }
 
 impl Store {
-    /// Returns those of these jobs that have not ended.
-    pub async fn live_jobs(&self, jobs: &[JobId]) -> Result<Vec<LiveJob>, StoreError> {
-        let rows = query(&self.pool, "live_jobs", LIVE, &[&uuids(jobs)]).await?;
-        Ok(rows.iter().map(read_live).collect())
-    }
-
-    /// Returns each of these sessions with its live jobs.
-    pub async fn live_sessions(&self, sessions: &[SessionKey]) -> Result<Vec<LiveSession>, StoreError> {
-        let rows = query(&self.pool, "live_sessions", LIVE_OF, &[&texts(sessions)]).await?;
-        let mut found: Vec<LiveSession> = Vec::with_capacity(sessions.len());
-        for row in &rows {
-            let key: &str = row.get(7);
-            if found.last().is_none_or(|last| last.session.as_str() != key) {
-                let version = row.get::<_, Option<i64>>(8).unwrap_or(0);
-                found.push(LiveSession { session: SessionKey::of_ledger(key), version, live: Vec::new() });
-            }
-            if let Some(last) = found.last_mut()
-                && row.get::<_, Option<Uuid>>(0).is_some()
-            {
-                last.live.push(read_live(row));
-            }
+    /// Returns those of these jobs that have not ended, each of these sessions with its live jobs, and those of `ended` that
+    /// have ended, all in one round trip. Of the last it reads as many as fit into so many bytes; the first one is always
+    /// read. One that ends meanwhile may be both live and ended, and is never neither.
+    pub async fn live_and_ended(
+        &self,
+        jobs: &[JobId],
+        sessions: &[SessionKey],
+        ended: &[JobId],
+        bytes: i64,
+        count: i64,
+    ) -> Result<LiveAndEnded, StoreError> {
+        let (live, sessions, ended) = (uuids(jobs), texts(sessions), uuids(ended));
+        let all: [(&str, bool, &Params<'_>); 3] = [
+            (LIVE, live.is_empty(), &[&live]),
+            (LIVE_OF, sessions.is_empty(), &[&sessions]),
+            (ENDED_WITHIN, ended.is_empty(), &[&ended, &bytes, &count]),
+        ];
+        // Each statement has a snapshot of its own, later than the one before it.
+        let steps: Vec<(&str, &Params<'_>)> =
+            all.iter().filter(|(_, is_empty, _)| !is_empty).map(|(sql, _, params)| (*sql, *params)).collect();
+        if steps.is_empty() {
+            return Ok(LiveAndEnded::default());
         }
-        Ok(found)
+        let mut answers = Tx::run_steps(&self.pool, "live_and_ended", &steps).await?.into_iter();
+        let [live, sessions, ended] = all
+            .map(|(_, is_empty, _)| if is_empty { Vec::new() } else { answers.next().unwrap_or_default() });
+        Ok(LiveAndEnded {
+            live: live.iter().map(read_live).collect(),
+            sessions: read_sessions(&sessions),
+            ended: ended.iter().map(read_ended).collect(),
+        })
     }
 
     /// Returns jobs of these sessions that have ended since a time (in milliseconds of the Unix epoch): of the newest
@@ -235,15 +254,9 @@ impl Store {
         bytes: i64,
         count: i64,
     ) -> Result<Vec<EndedJob>, StoreError> {
-        let params: &crate::database::Params<'_> = &[&uuids(jobs), &bytes, &count];
+        let params: &Params<'_> = &[&uuids(jobs), &bytes, &count];
         let rows = query(&self.pool, "ended_jobs", ENDED_WITHIN, params).await?;
-        let ended = |row: &Row| EndedJob {
-            job_id: read_job_id(row, 0),
-            session: SessionKey::of_ledger(row.get::<_, &str>(1)),
-            view: row.get::<_, bool>(19).then(|| read_view(row)),
-            bytes: row.get(20),
-        };
-        Ok(rows.iter().map(ended).collect())
+        Ok(rows.iter().map(read_ended).collect())
     }
 
     /// Returns the next hundred checkpoints of each of these, in the same order, but no more than so many bytes of all
@@ -254,7 +267,7 @@ impl Store {
         let jobs: Vec<Option<Uuid>> = of.iter().map(|of| of.job_id.map(Uuid::from)).collect();
         let epochs: Vec<i64> = of.iter().map(|of| of.behind.epoch).collect();
         let ordinals: Vec<i32> = of.iter().map(|of| of.behind.ordinal).collect();
-        let params: &crate::database::Params<'_> = &[&sessions, &jobs, &epochs, &ordinals, &bytes];
+        let params: &Params<'_> = &[&sessions, &jobs, &epochs, &ordinals, &bytes];
         let rows = query(&self.pool, "steps", STEPS_BEHIND, params).await?;
         let mut found = vec![Steps::default(); of.len()];
         for row in &rows {
@@ -297,6 +310,32 @@ fn read_live(row: &Row) -> LiveJob {
         begun: row.get(4),
         code: row.get(5),
         questions: read_questions(row, 6),
+    }
+}
+
+fn read_sessions(rows: &[Row]) -> Vec<LiveSession> {
+    let mut found: Vec<LiveSession> = Vec::new();
+    for row in rows {
+        let key: &str = row.get(7);
+        if found.last().is_none_or(|last| last.session.as_str() != key) {
+            let version = row.get::<_, Option<i64>>(8).unwrap_or(0);
+            found.push(LiveSession { session: SessionKey::of_ledger(key), version, live: Vec::new() });
+        }
+        if let Some(last) = found.last_mut()
+            && row.get::<_, Option<Uuid>>(0).is_some()
+        {
+            last.live.push(read_live(row));
+        }
+    }
+    found
+}
+
+fn read_ended(row: &Row) -> EndedJob {
+    EndedJob {
+        job_id: read_job_id(row, 0),
+        session: SessionKey::of_ledger(row.get::<_, &str>(1)),
+        view: row.get::<_, bool>(19).then(|| read_view(row)),
+        bytes: row.get(20),
     }
 }
 
