@@ -124,7 +124,7 @@ async fn answered(
     run: &Run,
     begun: Instant,
 ) -> Result<Asked, Fault> {
-    let broken = |error: reqwest::Error| Fault::Broken(with_causes(&error));
+    let broken = |error: reqwest::Error| Fault::Broken(http_client::cause(&error));
     let response = request.send().await.map_err(broken)?;
     let (status, headers) = (response.status(), response.headers().clone());
     if !status.is_success() {
@@ -162,16 +162,6 @@ async fn answered(
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds: f64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Duration::try_from_secs_f64(seconds).ok()
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// Waits. Returns false if the job is wanted back meanwhile.
