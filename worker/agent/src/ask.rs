@@ -63,15 +63,21 @@ impl Gateway {
         Ok(Gateway { client, root, token, idle_timeout })
     }
 
-    /// Asks until there is an answer, or no hope of one.
-    pub async fn ask(&self, wire: Wire, body: String, run: &Run) -> Result<Asked, Unasked> {
-        let (body, mut tries) = (Bytes::from(body), Tries::default());
+    /// Asks until there is an answer, or no hope of one. The request is written for each try: kept until the answer, a long one
+    /// would lie beside its conversation all the while.
+    pub async fn ask(
+        &self,
+        wire: Wire,
+        request: &(dyn Fn() -> String + Send + Sync),
+        run: &Run,
+    ) -> Result<Asked, Unasked> {
+        let mut tries = Tries::default();
         let signal = run.stop_signal();
         loop {
             if signal.is_wanted_back() {
                 return Err(Unasked::HandBack);
             }
-            let fault = match self.once(wire, body.clone(), run).await {
+            let fault = match self.once(wire, Bytes::from(request()), run).await {
                 Ok(asked) => return Ok(asked),
                 Err(fault) => fault,
             };

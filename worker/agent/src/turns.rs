@@ -144,6 +144,7 @@ impl<'r> Turns<'r> {
         }
         self.add(JobMark::begin(self.job_id()).entry());
         self.add(wire.said(&said));
+        self.run.forget_input();
         Ok(())
     }
 

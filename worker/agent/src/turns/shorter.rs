@@ -106,8 +106,8 @@ impl Turns<'_> {
         let quarter = share.min(before).min(most) / 4;
         let (mut after, mut used) = (None, 0);
         if let Some(plan) = Plan::new(head, &messages, quarter) {
-            let request = plan.request(&head.model, share, self.settings.max_output_tokens);
-            match self.asked(head.wire, &head.model, request).await {
+            let request = || plan.request(&head.model, share, self.settings.max_output_tokens);
+            match self.asked(head.wire, &head.model, &request).await {
                 Ok(Asked { answer, .. }) if !answer.text.is_empty() && answer.stop != StopReason::Refusal => {
                     used = answer.tokens.input.saturating_add(answer.tokens.output);
                     after = Some(plan.with_summary(&answer.text));
