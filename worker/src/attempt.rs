@@ -3,13 +3,14 @@
 //! Its span lasts from the delivery to the recorded end. Below it are the claim, the harness's run, each iteration once
 //! its checkpoint is durable, and the conclusion. All attempts at a job are in one trace, wherever they run.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use harness::{Delta, Stopper};
-use job::{Failure, FailureCode, JobSpec, Outcome, TraceParent};
+use job::{Failure, FailureCode, JobSpec, Json, Outcome, TraceParent};
 use queue::jobs_queue;
 use service::{JobIds, Origin, Place, Role, Span};
-use store::Claimed;
+use store::{Claimed, SessionState};
 
 use crate::fold::Whole;
 use crate::metrics::METRICS;
@@ -23,6 +24,14 @@ pub struct Arrival {
     pub at: SystemTime,
     /// When its claim began; `None` for a job that was handed over.
     pub claimed_from: Option<SystemTime>,
+}
+
+/// What a run takes and frees: it may be large, and nothing needs it as long as the attempt lasts.
+pub struct Given {
+    /// What the caller gave. The attempt's envelope has `null` in its place.
+    pub input: Json,
+    /// The session as it was claimed. The claimed job has an empty one in its place.
+    pub session: Arc<SessionState>,
 }
 
 /// A claimed job that a worker runs.

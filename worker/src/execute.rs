@@ -11,9 +11,9 @@ use job::{Failure, FailureCode, Json, MAX_INPUTS, Outcome};
 use service::Span;
 use tracing::warn;
 
-use crate::attempt::{Attempt, Ended, handed_on};
+use crate::attempt::{Attempt, Ended, Given, handed_on};
 use crate::calls::Calls;
-use crate::fold::{Whole, has_appended, read_session};
+use crate::fold::{Beginning, Whole};
 use crate::journal::{Journal, Settled};
 use crate::refusal::{clear, overdue};
 
@@ -22,11 +22,11 @@ use crate::refusal::{clear, overdue};
 const STOP_GRACE: Duration = Duration::from_secs(15);
 
 /// Runs a claimed job.
-pub async fn execute(attempt: &Attempt<'_>) -> Ended {
+pub async fn execute(attempt: &Attempt<'_>, given: Given) -> Ended {
     let worker = attempt.worker;
     worker.throughput.started();
     let ended = match worker.settings.agents.get(&attempt.spec.agent_id) {
-        Ok(harness) => Execution { attempt, span: attempt.run() }.run(harness.as_ref()).await,
+        Ok(harness) => Execution { attempt, span: attempt.run() }.run(harness.as_ref(), given).await,
         Err(unknown) => Ended::Ran(Outcome::Failed(unknown), None),
     };
     worker.throughput.ended(attempt.begun.elapsed());
@@ -41,26 +41,30 @@ struct Execution<'a> {
 }
 
 impl Execution<'_> {
-    async fn run(mut self, harness: &dyn Harness) -> Ended {
-        let Attempt { worker, claimed, stop, .. } = self.attempt;
-        let (session, before) = match read_session(&claimed.session, |_| true) {
-            Ok(read) => read,
+    async fn run(mut self, harness: &dyn Harness, given: Given) -> Ended {
+        let Attempt { worker, spec, claimed, stop, .. } = self.attempt;
+        let folded_within = given.session.folded_within;
+        let beginning = match Beginning::read(&given.session, spec.job_id) {
+            Ok(beginning) => beginning,
             Err(error) => {
                 let problem = format!("the session's state cannot be read: {error}");
                 let failure = Failure::permanent(FailureCode::Unstorable, problem);
                 return self.ended(Outcome::Failed(failure), None);
             }
         };
-        let journal = Arc::new(Journal::new(self.attempt, self.span.place()));
+        drop(given.session);
+        let Beginning { session, before_job, parts: before, has_appended } = beginning;
+        let before_job = Arc::new(before_job);
+        let journal = Arc::new(Journal::new(self.attempt, before_job.clone(), self.span.place()));
         let calls = match Calls::open(self.attempt, &journal) {
             Ok(calls) => calls,
             Err(failure) => return self.ended(Outcome::Failed(failure), None),
         };
-        let mut run = Run::new(self.task(), session, journal.clone(), stop.signal())
+        let mut run = Run::new(self.task(given.input), session, journal.clone(), stop.signal())
             .within(worker.settings.max_session_bytes, before)
             .answered(claimed.answers.iter().cloned())
             .metered_by(calls.clone().map(|calls| calls as Arc<dyn Meter>));
-        let result = self.result(harness, &mut run).await;
+        let result = self.result(harness, &mut run, has_appended).await;
         // Its text comes before its end.
         worker.streaming.flush(self.attempt.spec.job_id);
         let stopped = stop.asked();
@@ -85,9 +89,9 @@ impl Execution<'_> {
         }
         let session = match (stopped, &outcome) {
             (Some(Stop::RolledBack), Outcome::Cancelled(_)) => {
-                let changed = journal.has_begun() || before.rows > 0 || claimed.session.folded_within;
-                let before = changed.then(|| self.rolled_back(run.into_session())).flatten();
-                before.map(|session| Whole { session, undone: true })
+                let changed = journal.has_begun() || before.rows > 0 || folded_within;
+                changed
+                    .then(|| Whole { session: rolled_back(&before_job, &run.into_session()), undone: true })
             }
             _ => Whole::if_due(run.parts(), run.into_session()),
         };
@@ -95,9 +99,17 @@ impl Execution<'_> {
     }
 
     /// Returns what the harness returned; `None` if it was asked to stop and did not return in time.
-    async fn result(&self, harness: &dyn Harness, run: &mut Run) -> Option<Result<Json, RunError>> {
+    async fn result(
+        &self,
+        harness: &dyn Harness,
+        run: &mut Run,
+        has_appended: bool,
+    ) -> Option<Result<Json, RunError>> {
         let running = AssertUnwindSafe(async {
-            self.answer_open_calls(run).await?;
+            // A job answers its own calls itself.
+            if !has_appended {
+                answer_open_calls(run).await?;
+            }
             harness.run(run).await
         });
         let panicked = |_| Err(Failure::permanent(FailureCode::Crashed, "the harness panicked").into());
@@ -125,17 +137,6 @@ impl Execution<'_> {
             Some(remaining) if remaining < timeout => (remaining, Stop::Deadline),
             _ => (timeout, Stop::Timeout),
         }
-    }
-
-    /// Answers tool calls that an earlier job of the session left open. That job may have ended in the middle of a
-    /// call, with nothing left to answer it.
-    async fn answer_open_calls(&self, run: &mut Run) -> Result<(), Stop> {
-        // A job answers its own calls itself.
-        if has_appended(&self.attempt.claimed.session, self.attempt.spec.job_id) {
-            return Ok(());
-        }
-        let context_window = run.session().answers_for_open_calls();
-        run.checkpoint(Delta { context_window, ..Delta::default() }).await
     }
 
     /// Returns the outcome of the run; `None` when nothing may be recorded any more.
@@ -206,15 +207,6 @@ impl Execution<'_> {
         }
     }
 
-    /// Returns the session as it would be without this job, except for what the job used. (If an earlier attempt has folded
-    /// the session, only the ledger knows that state, and takes its own.)
-    fn rolled_back(&self, whole: Session) -> Option<Session> {
-        let job_id = self.attempt.spec.job_id;
-        // This succeeds, since the session was read before with this job's deltas in it.
-        let (before, _) = read_session(&self.attempt.claimed.session, |other| other != job_id).ok()?;
-        Some(Session { iteration_count: whole.iteration_count, usage: whole.usage, ..before })
-    }
-
     fn ended(&mut self, outcome: Outcome, session: Option<Whole>) -> Ended {
         if let Outcome::Failed(failure) = &outcome {
             self.span.fail(failure.code.as_str());
@@ -222,7 +214,7 @@ impl Execution<'_> {
         Ended::Ran(outcome, session)
     }
 
-    fn task(&self) -> Task {
+    fn task(&self, input: Json) -> Task {
         let Attempt { spec, claimed, .. } = self.attempt;
         Task {
             job_id: spec.job_id,
@@ -231,7 +223,7 @@ impl Execution<'_> {
             agent_id: spec.agent_id.clone(),
             user_id: spec.user_id.clone(),
             labels: spec.labels.clone(),
-            input: spec.input.clone(),
+            input,
             attempt: claimed.attempts + 1,
             epoch: claimed.claim.epoch(),
             traceparent: Some(handed_on(self.span.place(), spec)),
@@ -240,6 +232,19 @@ impl Execution<'_> {
             max_tokens: spec.max_tokens,
         }
     }
+}
+
+/// Answers tool calls that an earlier job of the session left open. That job may have ended in the middle of a call, with
+/// nothing left to answer it.
+async fn answer_open_calls(run: &mut Run) -> Result<(), Stop> {
+    let context_window = run.session().answers_for_open_calls();
+    run.checkpoint(Delta { context_window, ..Delta::default() }).await
+}
+
+/// Returns the session as it would be without the job, except for what the job used. (If an earlier attempt has folded the
+/// session, the ledger takes its own.)
+fn rolled_back(before_job: &Session, whole: &Session) -> Session {
+    Session { iteration_count: whole.iteration_count, usage: whole.usage, ..before_job.clone() }
 }
 
 /// Returns why a run cannot ask this, if so, after as many answers as it was given. One that was answered is not

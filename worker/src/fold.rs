@@ -44,47 +44,53 @@ struct Added<'a> {
     entries: Option<&'a RawValue>,
 }
 
-/// Returns the state at the last fold, with the deltas that jobs in `of` have appended since; and what lies there of it.
-pub fn read_session(
-    state: &SessionState,
-    of: impl Fn(JobId) -> bool,
-) -> serde_json::Result<(Session, Parts)> {
-    if let Some(hash) = &state.missing {
-        return Err(serde_json::Error::custom(format!("it refers to the blob {hash}, which is not there")));
-    }
-    let mut session = Session::default();
-    let mut parts = Parts { has_before: state.folded_within, ..Parts::default() };
-    if let Some(folded) = &state.folded {
-        parts.folded = folded.iter().map(String::len).sum();
-        session = Session::of_kept(folded.each_ref().map(String::as_str))?;
-        session.iteration_count = state.iteration_count.unsigned_abs();
-        session.usage.cost = state.cost;
-        session.usage.input_tokens = state.input_tokens.unsigned_abs();
-        session.usage.output_tokens = state.output_tokens.unsigned_abs();
-    }
-    if let Some(text) = &state.deltas {
-        let deltas = serde_json::from_str::<Vec<Added<'_>>>(text)?;
-        (parts.rows, parts.bytes) = (deltas.len(), text.len());
-        for added in deltas.iter().filter(|added| of(added.job_id)) {
-            session.apply(&Delta::of_kept(added.delta.get(), added.entries.map(RawValue::get))?);
-        }
-    }
-    Ok((session, parts))
+/// What a run begins with.
+pub struct Beginning {
+    /// The session.
+    pub session: Session,
+    /// The session as it was before the job, as far as this can be told: if an earlier attempt has folded it, only the
+    /// ledger knows that state. Its entries are shared with `session`.
+    pub before_job: Session,
+    /// What lies there of the session.
+    pub parts: Parts,
+    /// Whether earlier attempts at the job have appended anything to it.
+    pub has_appended: bool,
 }
 
-/// Returns whether the claimed job, which is this one, has appended anything to the session.
-pub fn has_appended(state: &SessionState, job_id: JobId) -> bool {
-    if state.folded_within {
-        return true;
+impl Beginning {
+    /// Reads a session for a job: the state at the last fold, with all deltas since.
+    pub fn read(state: &SessionState, job_id: JobId) -> serde_json::Result<Beginning> {
+        if let Some(hash) = &state.missing {
+            let problem = format!("it refers to the blob {hash}, which is not there");
+            return Err(serde_json::Error::custom(problem));
+        }
+        let mut session = Session::default();
+        let mut parts = Parts { has_before: state.folded_within, ..Parts::default() };
+        if let Some(folded) = &state.folded {
+            parts.folded = folded.iter().map(String::len).sum();
+            session = Session::of_kept(folded.each_ref().map(String::as_str))?;
+            session.iteration_count = state.iteration_count.unsigned_abs();
+            session.usage.cost = state.cost;
+            session.usage.input_tokens = state.input_tokens.unsigned_abs();
+            session.usage.output_tokens = state.output_tokens.unsigned_abs();
+        }
+        let mut before_job = session.clone();
+        let mut has_appended = state.folded_within;
+        if let Some(text) = &state.deltas {
+            let deltas = serde_json::from_str::<Vec<Added<'_>>>(text)?;
+            (parts.rows, parts.bytes) = (deltas.len(), text.len());
+            for added in deltas {
+                let delta = Delta::of_kept(added.delta.get(), added.entries.map(RawValue::get))?;
+                session.apply(&delta);
+                if added.job_id == job_id {
+                    has_appended = true;
+                } else {
+                    before_job.apply(&delta);
+                }
+            }
+        }
+        Ok(Beginning { session, before_job, parts, has_appended })
     }
-    #[derive(Deserialize)]
-    struct Of {
-        job_id: JobId,
-    }
-    let Some(text) = state.deltas.as_ref().filter(|text| text.contains(&job_id.to_string())) else {
-        return false;
-    };
-    serde_json::from_str::<Vec<Of>>(text).is_ok_and(|all| all.iter().any(|of| of.job_id == job_id))
 }
 
 /// Folds the session as a job leaves it.
@@ -133,8 +139,7 @@ mod tests {
     fn due(folded: &Session, deltas: Vec<Delta>) -> bool {
         let job = JobId::now();
         let deltas: Vec<(JobId, Delta)> = deltas.into_iter().map(|delta| (job, delta)).collect();
-        let state = state(folded, &deltas);
-        let (session, parts) = read_session(&state, |_| true).unwrap();
+        let Beginning { session, parts, .. } = Beginning::read(&state(folded, &deltas), job).unwrap();
         Whole::if_due(parts, session).is_some()
     }
 
@@ -173,18 +178,12 @@ mod tests {
         let delta = Delta { memory: Some(memory), ..Delta::default() };
         let (job, other) = (JobId::now(), JobId::now());
         let state = state(&Session::default(), &[(job, delta), (other, says(5))]);
-        let (session, parts) = read_session(&state, |_| true).unwrap();
+        let read = Beginning::read(&state, job).unwrap();
+        let Beginning { session, before_job, parts, .. } = &read;
         assert_eq!((session.memory.len(), session.context_window.len(), parts.rows), (1, 1, 2));
-        let (without, _) = read_session(&state, |of| of != job).unwrap();
-        assert_eq!((without.memory.len(), without.context_window.len()), (0, 1));
-        assert_eq!((has_appended(&state, job), has_appended(&state, JobId::now())), (true, false));
-    }
-
-    #[test]
-    fn a_job_that_is_only_spoken_of_has_appended_nothing() {
-        let spoken_of = JobId::now();
-        let entry = Json::from_value(&json!({"job_id": spoken_of})).unwrap();
-        let delta = Delta { context_window: vec![entry], ..Delta::default() };
-        assert!(!has_appended(&state(&Session::default(), &[(JobId::now(), delta)]), spoken_of));
+        assert_eq!((before_job.memory.len(), before_job.context_window.len()), (0, 1));
+        let of_another = Beginning::read(&state, JobId::now()).unwrap();
+        assert_eq!((read.has_appended, of_another.has_appended), (true, false));
+        assert!(of_another.before_job == of_another.session);
     }
 }

@@ -7,13 +7,14 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use harness::{Delta, Event, Part, Session, Stop};
 use service::{Place, RetryError, retry};
-use store::{CheckpointRow, Claim, Fenced, RunFold, SessionState, Store, StoreError};
+use store::{CheckpointRow, Claim, Fenced, RunFold, Store, StoreError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::attempt::{Attempt, note_iteration};
-use crate::fold::{read_session, whole};
+use crate::fold::whole;
+use crate::memory::Memory;
 use crate::metrics::METRICS;
 use crate::parts;
 use crate::streaming::Streaming;
@@ -22,8 +23,9 @@ use crate::streaming::Streaming;
 pub struct Journal {
     store: Store,
     claim: Claim,
-    /// The session as it was claimed.
-    claimed: Arc<SessionState>,
+    /// The session as it was before the job.
+    before_job: Arc<Session>,
+    memory: Arc<Memory>,
     ordinal: AtomicI32,
     /// A checkpoint that was sent and has not been answered.
     unanswered: Mutex<Option<(CheckpointRow, Delta)>>,
@@ -37,11 +39,12 @@ pub struct Journal {
 
 impl Journal {
     /// Makes an empty journal. The time of its first step counts from now.
-    pub fn new(attempt: &Attempt<'_>, place: Option<Place>) -> Journal {
+    pub fn new(attempt: &Attempt<'_>, before_job: Arc<Session>, place: Option<Place>) -> Journal {
         Journal {
             store: attempt.worker.store.clone(),
             claim: attempt.claimed.claim.clone(),
-            claimed: attempt.claimed.session.clone(),
+            before_job,
+            memory: attempt.worker.memory.clone(),
             ordinal: AtomicI32::new(0),
             unanswered: Mutex::new(None),
             last: Mutex::new((Instant::now(), SystemTime::now())),
@@ -68,12 +71,6 @@ impl Journal {
             _ => error.is_retryable(),
         };
         retry(what, &never, try_again, write).await
-    }
-
-    /// Returns the session's state before the job.
-    fn before(&self) -> serde_json::Result<[String; 3]> {
-        let (before, _) = read_session(&self.claimed, |job_id| job_id != self.claim.job_id())?;
-        before.to_kept()
     }
 
     /// Asks again about a checkpoint whose answer was not waited for.
@@ -132,12 +129,14 @@ pub enum Settled {
 impl harness::Journal for Journal {
     /// If the lease is lost meanwhile, the run's own stop signal ends the wait, because the run is dropped.
     async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
+        let bytes = delta.context_window.iter().map(|entry| entry.as_str().len()).sum();
+        let _room = self.memory.is_written(bytes).await;
         let (patches, entries) = delta.to_kept().map_err(|error| Stop::Unstorable(error.to_string()))?;
         let row = CheckpointRow {
             claim: self.claim.clone(),
             ordinal: self.ordinal.fetch_add(1, Ordering::Relaxed),
             delta: patches,
-            entries,
+            entries: entries.map(Arc::from),
             iterations: delta.iterations,
             cost: delta.usage.cost,
             input_tokens: delta.usage.input_tokens,
@@ -164,7 +163,7 @@ impl harness::Journal for Journal {
         if ordinal < 0 || !self.store.folds_within_runs() {
             return Ok(false);
         }
-        let Ok(before) = is_first.then(|| self.before()).transpose() else { return Ok(false) };
+        let Ok(before) = is_first.then(|| self.before_job.to_kept()).transpose() else { return Ok(false) };
         let call = RunFold { claim: self.claim.clone(), ordinal, fold: whole(session), before };
         match self.patiently("folding a session", || self.store.fold(call.clone())).await {
             Ok(Fenced::Done(())) => {

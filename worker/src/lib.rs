@@ -18,6 +18,7 @@ mod calls;
 mod metrics;
 mod running;
 mod machine;
+mod memory;
 mod throughput;
 mod mark;
 mod lease;

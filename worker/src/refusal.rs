@@ -4,13 +4,13 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use job::{Failure, FailureCode, JobSpec, POISON_DEATHS};
+use job::{Failure, FailureCode, JobId, JobSpec, POISON_DEATHS};
 use service::retry;
 use store::{Claimed, Fenced, SessionState, StoreError, Suspicion};
 use tracing::info;
 
 use crate::attempt::{Attempt, Ended};
-use crate::fold::{Whole, read_session};
+use crate::fold::{Beginning, Whole};
 use crate::running::Isolation;
 
 /// How long a suspect is postponed when it finds another one here.
@@ -18,11 +18,11 @@ const SUSPECT_WAIT: Duration = Duration::from_secs(1);
 /// How long a suspect waits to be alone before it runs beside others.
 const SUSPECT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Returns the end of an attempt that is not to be run; `None` if it is to be run.
-pub fn refused(attempt: &Attempt<'_>) -> Option<Ended> {
+/// Returns the end of an attempt on this session that is not to be run; `None` if it is to be run.
+pub fn refused(attempt: &Attempt<'_>, session: &SessionState) -> Option<Ended> {
     let claimed = attempt.claimed;
     if let Some(failure) = hopeless(attempt.spec, claimed) {
-        return Some(Ended::Refused(failure, to_be_folded(&claimed.session)));
+        return Some(Ended::Refused(failure, to_be_folded(session, attempt.spec.job_id)));
     }
     let suspicion = claimed.suspicion?;
     (!attempt.reservation.may_run_as_suspect(isolation(suspicion))).then_some(Ended::Postponed(SUSPECT_WAIT))
@@ -50,8 +50,8 @@ pub fn overdue() -> Failure {
 }
 
 /// Returns the session as it is now, if the job's end writes it whole.
-fn to_be_folded(state: &SessionState) -> Option<Whole> {
-    let (session, parts) = read_session(state, |_| true).ok()?;
+fn to_be_folded(state: &SessionState, job_id: JobId) -> Option<Whole> {
+    let Beginning { session, parts, .. } = Beginning::read(state, job_id).ok()?;
     Whole::if_due(parts, session)
 }
 

@@ -155,6 +155,7 @@ impl Services {
             running,
             throughput,
             machine: Machine::new(&settings.workspace_dir),
+            memory: Arc::default(),
             draining: drain.clone(),
             stop_waiting: CancellationToken::new(),
             settings,

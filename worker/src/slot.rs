@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{Instrument, Span, debug, info};
 
 use crate::attempt::Arrival;
+use crate::memory::OnItsWay;
 use crate::running::Reservation;
 use crate::worker::Worker;
 use crate::{claim, input, intake, turn};
@@ -62,19 +63,23 @@ pub async fn run(worker: &Worker, mut slot: Slot) {
 /// goes back to the broker, for another worker.
 async fn serve(worker: &Worker, slot: &mut Slot, delivery: Delivery) {
     let delivered = SystemTime::now();
+    let mut room = Some(worker.memory.arrives(delivery.body.len()).await);
     let spec = match intake::read(worker, &delivery) {
         Ok(spec) => spec,
         Err(_) if job::is_input(&delivery.body) => return input::take(worker, delivery).await,
         Err(error) => return intake::refuse(worker, delivery, &error.to_string(), "undecodable").await,
     };
     if let Err(unknown) = worker.settings.agents.get(&spec.agent_id) {
+        room = None;
         let burying = intake::bury(worker, &delivery, &unknown.message, "unknown_agent");
         if !burying.instrument(about(&spec)).await {
             return;
         }
     }
-    match worker.lease.during(reserve_job(worker, &spec)).await {
-        Some(Some(reservation)) => claim_and_work(worker, slot, delivery, delivered, spec, reservation).await,
+    match worker.lease.during(reserve_job(worker, &spec, &mut room)).await {
+        Some(Some(reservation)) => {
+            claim_and_work(worker, slot, (delivery, delivered, room), spec, reservation).await
+        }
         Some(None) => delivery.settle().await,
         None => {}
     }
@@ -90,8 +95,7 @@ fn about(spec: &JobSpec) -> Span {
 async fn claim_and_work(
     worker: &Worker,
     slot: &mut Slot,
-    delivery: Delivery,
-    delivered: SystemTime,
+    (mut delivery, delivered, room): (Delivery, SystemTime, Option<OnItsWay<'_>>),
     spec: JobSpec,
     reservation: Reservation,
 ) {
@@ -105,16 +109,20 @@ async fn claim_and_work(
             return refusing.instrument(about(&spec)).await;
         }
     };
+    drop(room);
     let ack_by = Instant::now() + worker.settings.ack_after;
     match answer {
-        Answer::Claimed(claimed) => {
-            let spec = match claimed.message.as_deref().map(job::decode_stored).transpose() {
+        Answer::Claimed(mut claimed) => {
+            // The job runs for longer than its texts are needed.
+            let stored = claimed.message.take().map(|message| job::decode_stored(&message));
+            let spec = match stored.transpose() {
                 Ok(accepted) => accepted.unwrap_or(spec),
                 Err(error) => {
                     turn::fail_unreadable(worker, &claimed, &error).await;
                     return delivery.settle().await;
                 }
             };
+            delivery.body = Vec::new();
             let arrival = Arrival { at: delivered, claimed_from: Some(claiming) };
             let working = turn::take(worker, spec, *claimed, reservation, arrival);
             settle_when_done(slot, delivery, working, ack_by).await;
@@ -229,7 +237,11 @@ async fn settle_when_replied(
 /// is one too many: the ledger said, after the message arrived, that the job runs here. What the running table says is
 /// not enough for that, because this process may have been suspended for longer than its lease lasts, and the message
 /// may be the one of a rescued job.
-async fn reserve_job(worker: &Worker, spec: &JobSpec) -> Option<Reservation> {
+async fn reserve_job(
+    worker: &Worker,
+    spec: &JobSpec,
+    room: &mut Option<OnItsWay<'_>>,
+) -> Option<Reservation> {
     let arrived = Instant::now();
     loop {
         if let Some(reservation) = worker.running.reserve(spec.job_id) {
@@ -238,6 +250,8 @@ async fn reserve_job(worker: &Worker, spec: &JobSpec) -> Option<Reservation> {
         if worker.running.is_listed_since(spec.job_id, arrived) {
             return None;
         }
+        // Others do not wait for what this waits for.
+        *room = None;
         sleep(CLAIM_POLL).await;
     }
 }

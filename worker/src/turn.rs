@@ -4,12 +4,12 @@
 use std::time::SystemTime;
 
 use dispatch::Sending;
-use job::{DecodeError, Failure, FailureCode, JobSpec, TraceId};
+use job::{DecodeError, Failure, FailureCode, JobSpec, Json, TraceId};
 use service::{RetryError, retry};
 use store::{Claimed, Conclusion, End, Fenced, StoreError};
 use tracing::{Instrument, error, warn};
 
-use crate::attempt::{Arrival, Attempt};
+use crate::attempt::{Arrival, Attempt, Given};
 use crate::conclude::conclude;
 use crate::execute::execute;
 use crate::metrics::METRICS;
@@ -29,15 +29,20 @@ pub async fn take(
     let mut replying = None;
     loop {
         let about = dispatch::job_span(&spec, Some(claimed.attempts + 1));
-        let (next, reply) = run_job(worker, &spec, &claimed, &reservation, arrival).instrument(about).await;
+        let given = Given {
+            input: std::mem::replace(&mut spec.input, Json::null()),
+            session: std::mem::take(&mut claimed.session),
+        };
+        let running = run_job(worker, (&spec, given), &claimed, &reservation, arrival);
+        let (next, reply) = running.instrument(about).await;
         drop(reservation);
         replying = replying.or(reply);
-        let Some(next) = next else { return replying };
-        let message = next.message.as_deref().unwrap_or_default();
+        let Some(mut next) = next else { return replying };
+        let message = next.message.take().unwrap_or_default();
         // Its message may have come at the same time, and another slot asks the ledger for it.
         let inheriting = worker.running.inherit(next.claim.job_id(), next.claim.epoch());
         let inherited = worker.lease.during(inheriting).await;
-        (spec, reservation) = match (job::decode_stored(message), inherited) {
+        (spec, reservation) = match (job::decode_stored(&message), inherited) {
             (Ok(next), Some(Inherited::Place(reservation))) => (next, reservation),
             (Err(error), Some(Inherited::Place(_reservation))) => {
                 fail_unreadable(worker, &next, &error).await;
@@ -100,15 +105,15 @@ pub async fn fail_unreadable(worker: &Worker, claimed: &Claimed, error: &DecodeE
 /// Makes one attempt at one job. Returns the session's next job, and the reply to this job's caller.
 async fn run_job(
     worker: &Worker,
-    spec: &JobSpec,
+    (spec, given): (&JobSpec, Given),
     claimed: &Claimed,
     reservation: &Reservation,
     arrival: Arrival,
 ) -> (Option<Box<Claimed>>, Option<Sending>) {
     let mut attempt = Attempt::begin(worker, spec, claimed, reservation, arrival);
-    let ended = match refused(&attempt) {
+    let ended = match refused(&attempt, &given.session) {
         Some(refused) => refused,
-        None => execute(&attempt).await,
+        None => execute(&attempt, given).await,
     };
     match conclude(&mut attempt, ended).await {
         Some(concluded) => (concluded.next, reply(&attempt, concluded.recorded)),

@@ -11,6 +11,7 @@ use crate::calls::Look;
 use crate::lease::Lease;
 use crate::machine::Machine;
 use crate::mark::Mark;
+use crate::memory::Memory;
 use crate::running::Running;
 use crate::settings::Settings;
 use crate::streaming::Streaming;
@@ -33,6 +34,8 @@ pub struct Worker {
     pub running: Running,
     pub throughput: ThroughputWindow,
     pub machine: Machine,
+    /// Bounds what large jobs take while they arrive and checkpoint.
+    pub memory: Arc<Memory>,
     /// Cancelled when the worker drains: no more jobs are taken.
     pub draining: CancellationToken,
     /// Cancelled when the process ends: waits for Postgres or the broker are given up.

@@ -9,6 +9,7 @@
 //! even where `jsonb` could not hold it. It rests in columns of the type `json` alone, and nothing casts it.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
@@ -18,9 +19,10 @@ const MAX_DEPTH: usize = 128;
 /// The longest number in digits, and the greatest power of ten. `numeric` ends at 131,072 digits, doubles at 10^308.
 const MAX_NUMBER: usize = 512;
 
-/// A JSON value as text. It is known to fit into Postgres's `jsonb`, unless it was made by [`Json::verbatim`].
+/// A JSON value as text. It is known to fit into Postgres's `jsonb`, unless it was made by [`Json::verbatim`]. Its clones
+/// share the text.
 #[derive(Clone)]
-pub struct Json(Box<RawValue>);
+pub struct Json(Arc<RawValue>);
 
 impl Json {
     /// Parses a text that must be exactly one JSON value.
@@ -47,7 +49,7 @@ impl Json {
 
     /// `null`.
     pub fn null() -> Json {
-        Json(RawValue::NULL.to_owned())
+        Json(RawValue::NULL.to_owned().into())
     }
 
     /// Returns the value's text.
@@ -62,12 +64,12 @@ impl Json {
 
     fn from_raw(raw: Box<RawValue>) -> Result<Json, JsonError> {
         check_storable(raw.get())?;
-        Ok(Json(raw))
+        Ok(Json(raw.into()))
     }
 
     fn verbatim_raw(raw: Box<RawValue>) -> Result<Json, JsonError> {
         check_depth(raw.get())?;
-        Ok(Json(raw))
+        Ok(Json(raw.into()))
     }
 }
 
@@ -98,7 +100,7 @@ impl PartialEq for Json {
 
 impl Serialize for Json {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
+        RawValue::serialize(&self.0, serializer)
     }
 }
 

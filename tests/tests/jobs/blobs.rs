@@ -21,7 +21,7 @@ async fn says(runner: &Runner, run: &Claimed, ordinal: i32, entries: &[&str]) {
         claim: run.claim.clone(),
         ordinal,
         delta: NOTE.to_owned(),
-        entries: Some(format!("[{}]", entries.join(","))),
+        entries: Some(format!("[{}]", entries.join(",")).into()),
         iterations: 1,
         cost: job::Usd::from_micros(7),
         input_tokens: 1,

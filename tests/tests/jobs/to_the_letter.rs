@@ -132,7 +132,7 @@ async fn says(runner: &Runner, run: &store::Claimed, ordinal: i32, entry: &str) 
         claim: run.claim.clone(),
         ordinal,
         delta: r#"{"iterations":1,"feature_progress":{"n":1}}"#.to_owned(),
-        entries: Some(format!("[{entry}]")),
+        entries: Some(format!("[{entry}]").into()),
         iterations: 1,
         cost: job::Usd::from_micros(7),
         input_tokens: 1,

@@ -63,15 +63,21 @@ impl Gateway {
         Ok(Gateway { client, root, token, idle_timeout })
     }
 
-    /// Asks until there is an answer, or no hope of one.
-    pub async fn ask(&self, wire: Wire, body: String, run: &Run) -> Result<Asked, Unasked> {
-        let (body, mut tries) = (Bytes::from(body), Tries::default());
+    /// Asks until there is an answer, or no hope of one. The request is written for each try: kept until the answer, a long one
+    /// would lie beside its conversation all the while.
+    pub async fn ask(
+        &self,
+        wire: Wire,
+        request: &(dyn Fn() -> String + Send + Sync),
+        run: &Run,
+    ) -> Result<Asked, Unasked> {
+        let mut tries = Tries::default();
         let signal = run.stop_signal();
         loop {
             if signal.is_wanted_back() {
                 return Err(Unasked::HandBack);
             }
-            let fault = match self.once(wire, body.clone(), run).await {
+            let fault = match self.once(wire, Bytes::from(request()), run).await {
                 Ok(asked) => return Ok(asked),
                 Err(fault) => fault,
             };
@@ -124,7 +130,7 @@ async fn answered(
     run: &Run,
     begun: Instant,
 ) -> Result<Asked, Fault> {
-    let broken = |error: reqwest::Error| Fault::Broken(with_causes(&error));
+    let broken = |error: reqwest::Error| Fault::Broken(http_client::cause(&error));
     let response = request.send().await.map_err(broken)?;
     let (status, headers) = (response.status(), response.headers().clone());
     if !status.is_success() {
@@ -162,16 +168,6 @@ async fn answered(
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds: f64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Duration::try_from_secs_f64(seconds).ok()
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// Waits. Returns false if the job is wanted back meanwhile.

@@ -105,6 +105,9 @@ impl Agent {
         let context = &run.session().context_window;
         let digest = Digest::of(context);
         let is_resumed = digest.on([context, &[]]).next(run.task().job_id) != Next::Begin;
+        if is_resumed {
+            run.forget_input();
+        }
         let (calls, signal) = (Calls::default(), run.stop_signal());
         let mut over = pin!(self.over(signal));
         let redaction = self.settings.redaction.clone();

@@ -20,11 +20,11 @@ pub trait Toolkit: Send + Sync {
     /// Returns the tools, sorted by name.
     fn tools(&self) -> &[Tool];
 
-    /// Makes a call. When the attempt's stop is asked for, it ends as [`CallError::Stopped`], within the time that its tool
+    /// Makes a call; its output is redacted. When the attempt's stop is asked for, it ends as [`CallError::Stopped`], within the time that its tool
     /// has to end. Dropping the future ends it at once.
     async fn call(&self, call: &Call<'_>) -> Result<Output, CallError>;
 
-    /// Returns what the model has to know besides, each once: such as that a server of tools has started anew.
+    /// Returns what the model has to know besides, each once and redacted: such as that a server of tools has started anew.
     fn notices(&self) -> Vec<String>;
 
     /// Ends what the tools run.
@@ -48,7 +48,7 @@ pub struct Opening<'a> {
     pub is_resumed: bool,
     /// Asks the calls under way to end.
     pub stop: StopSignal,
-    /// What is taken out of what they return, before it is cut.
+    /// What is taken out of all that they say, before it is cut.
     pub redaction: Arc<Redaction>,
 }
 

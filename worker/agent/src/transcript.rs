@@ -336,22 +336,33 @@ pub(crate) fn without_thinking(message: &Json) -> Option<Json> {
 
 /// Writes a request.
 pub(crate) fn body(head: &Head, messages: &[Json]) -> String {
-    let mut all: Vec<String> = head.opening.iter().map(|opening| opening.get().to_owned()).collect();
+    let mut all: Vec<Cow<'_, str>> = head.opening.iter().map(|opening| opening.get().into()).collect();
     match head.wire {
         Wire::Messages => all.extend(merged(messages)),
-        Wire::Chat | Wire::Responses => {
-            all.extend(messages.iter().map(|message| message.as_str().to_owned()));
-        }
+        Wire::Chat | Wire::Responses => all.extend(messages.iter().map(|message| message.as_str().into())),
     }
     let fields = head.request.get().trim_end();
     let fields = fields.strip_suffix('}').unwrap_or(fields).trim_end();
     let comma = if fields.ends_with('{') { "" } else { "," };
-    format!("{fields}{comma}\"{}\":[{}]}}", head.wire.conversation(), all.join(","))
+    // A long conversation is copied once.
+    let bytes: usize = all.iter().map(|message| message.len() + 1).sum();
+    let mut body = String::with_capacity(fields.len() + bytes + 32);
+    body.push_str(fields);
+    body.push_str(comma);
+    body.push_str(&format!("\"{}\":[", head.wire.conversation()));
+    for (at, message) in all.iter().enumerate() {
+        if at > 0 {
+            body.push(',');
+        }
+        body.push_str(message);
+    }
+    body.push_str("]}");
+    body
 }
 
 /// Makes one message of several that users say in a row. What a model said stays as it came: an answer that goes on after a
 /// pause is a message of its own.
-pub(crate) fn merged(messages: &[Json]) -> Vec<String> {
+pub(crate) fn merged(messages: &[Json]) -> Vec<Cow<'_, str>> {
     let mut rows: Vec<(Cow<'_, str>, Vec<&Json>)> = Vec::new();
     for message in messages {
         let role = role(message.as_str());
@@ -362,14 +373,14 @@ pub(crate) fn merged(messages: &[Json]) -> Vec<String> {
     }
     let written = rows.into_iter().map(|(role, row)| {
         if let [one] = &*row {
-            return one.as_str().to_owned();
+            return Cow::Borrowed(one.as_str());
         }
         let blocks = row.iter().flat_map(|message| {
             let fields = Fields::parse(message.as_str()).unwrap_or_default();
             fields.raw("content").and_then(|content| items(content).ok()).unwrap_or_default()
         });
         let blocks: Vec<String> = blocks.map(|block| block.get().to_owned()).collect();
-        format!(r#"{{"role":"{role}","content":[{}]}}"#, blocks.join(","))
+        Cow::Owned(format!(r#"{{"role":"{role}","content":[{}]}}"#, blocks.join(",")))
     });
     written.collect()
 }

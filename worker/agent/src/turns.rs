@@ -126,8 +126,15 @@ impl<'r> Turns<'r> {
         self.pending.push(entry);
     }
 
-    /// Puts the head, if it is another one than the session has, and the input into the context.
+    /// Puts the head, if it is another one than the session has, and the input into the context. A session that has no room
+    /// for them is compacted with them.
     async fn begin(&mut self) -> Result<(), RunError> {
+        self.add_input()?;
+        self.is_resumed = false;
+        if self.is_overfull() { self.compact(self.is_long()).await } else { self.checkpoint().await }
+    }
+
+    fn add_input(&mut self) -> Result<(), RunError> {
         let said = self.input()?;
         let Some(model) = self.settings.models.first() else { return Err(no_model().into()) };
         let wanted = head(self.settings, model, &self.offered).entry();
@@ -137,8 +144,8 @@ impl<'r> Turns<'r> {
         }
         self.add(JobMark::begin(self.job_id()).entry());
         self.add(wire.said(&said));
-        self.is_resumed = false;
-        self.checkpoint().await
+        self.run.forget_input();
+        Ok(())
     }
 
     /// Returns the text of the job's input: a text as it is, anything else as JSON.

@@ -72,7 +72,9 @@ impl Room {
         let Room { most, held, parts, .. } = *self;
         let parts = Parts { rows: parts.rows + 1, bytes: parts.bytes + bytes, ..parts };
         let most_appended = most.saturating_mul(MOST_APPENDED);
-        if parts.bytes > most_appended {
+        // The bound may have been lowered. What takes the place of the whole context leads to a fold.
+        let is_remedy = delta.replace_context && bytes <= most;
+        if parts.bytes > most_appended && !is_remedy {
             return Err(Stop::OutputLimit(format!(
                 "{} bytes were appended since the session was last written whole, expected at most {most_appended} \
                  ({MOST_APPENDED} times MAX_SESSION_BYTES); checkpoint less",

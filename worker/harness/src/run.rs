@@ -131,6 +131,12 @@ impl Run {
         &self.task
     }
 
+    /// Frees the input, for a harness that has written it into the session: a large one would lie in memory twice. The task
+    /// has `null` in its place.
+    pub fn forget_input(&mut self) {
+        self.task.input = Json::null();
+    }
+
     /// Returns the state as of the last checkpoint.
     pub fn session(&self) -> &Session {
         &self.session

@@ -140,9 +140,11 @@ impl Delta {
                 )));
             }
         }
-        let text = serde_json::to_string(self).map_err(|error| DeltaError::Unstorable(error.to_string()))?;
-        if text.len() > MAX_DELTA_BYTES {
-            return Err(DeltaError::TooLarge { bytes: text.len() });
+        let mut bytes = Bytes(0);
+        serde_json::to_writer(&mut bytes, self).map_err(|error| DeltaError::Unstorable(error.to_string()))?;
+        let Bytes(bytes) = bytes;
+        if bytes > MAX_DELTA_BYTES {
+            return Err(DeltaError::TooLarge { bytes });
         }
         for (field, patch) in [("memory", &self.memory), ("feature_progress", &self.feature_progress)] {
             if patch.as_ref().is_some_and(|patch| Json::from_value(patch).is_err()) {
@@ -150,7 +152,7 @@ impl Delta {
                 return Err(DeltaError::Unstorable(storable::describe(&text)));
             }
         }
-        Ok(text.len())
+        Ok(bytes)
     }
 }
 

@@ -45,7 +45,8 @@
 //!
 //! is valid UTF-8 without NUL: what is no character becomes U+FFFD. If it is longer than `max_output_bytes`, the model
 //! gets its head and its tail, and a note that says in which file of the workspace all of it is. What no provider is to read
-//! ([`Redaction`]) is taken out before it is cut.
+//! ([`Redaction`]) is taken out before it is cut, and here alone: of outputs, of problems, and of what a server says of its
+//! tools. Names stay: of tools, and of the properties of their inputs.
 
 mod ranges;
 mod text;

@@ -7,6 +7,7 @@ use job::Json;
 use jsonschema::{PatternOptions, Retrieve, Uri, ValidationError, Validator};
 use serde_json::{Map, Value};
 
+use crate::redaction::Redaction;
 use crate::text;
 
 /// The longest schema.
@@ -15,6 +16,26 @@ const MAX_BYTES: usize = 256 * 1024;
 const NAMED: usize = 5;
 /// How far a pattern of a schema may go back while it matches.
 const BACKTRACKS: usize = 100_000;
+/// How much is said of a problem.
+const SAID_BYTES: usize = 500;
+/// Keywords without which a schema means something else.
+const STRUCTURE: [&str; 10] = [
+    "$anchor",
+    "$dynamicAnchor",
+    "$dynamicRef",
+    "$id",
+    "$ref",
+    "$schema",
+    "dependentRequired",
+    "format",
+    "required",
+    "type",
+];
+/// Keywords whose fields have names of the author's.
+const NAMED_SCHEMAS: [&str; 5] =
+    ["$defs", "definitions", "dependentSchemas", "patternProperties", "properties"];
+/// Keywords whose values are data.
+const DATA: [&str; 4] = ["const", "default", "enum", "examples"];
 
 /// A schema that is valid, as a check of values.
 pub struct SchemaCheck(Validator);
@@ -68,8 +89,15 @@ impl Schema {
         &self.text
     }
 
-    /// Reads an input. The error is for the model, and names the fields that are wrong.
-    pub fn read(&self, input: &str) -> Result<Map<String, Value>, String> {
+    /// Returns its text without what is to be taken out of its descriptions, examples and values. Names of properties stay.
+    pub fn redacted(&self, redaction: &Redaction) -> Json {
+        let Ok(mut schema) = self.text.to_value() else { return self.text.clone() };
+        redact(&mut schema, Part::Schema, redaction);
+        Json::from_value(&schema).unwrap_or_else(|_| self.text.clone())
+    }
+
+    /// Reads an input. The error is for the model, and names the fields that are wrong; it quotes the input and the schema.
+    pub fn read(&self, input: &str, redaction: &Redaction) -> Result<Map<String, Value>, String> {
         // Some models send nothing for no input.
         let input = if input.trim().is_empty() { "{}" } else { input };
         let json = Json::parse(input).map_err(|error| format!("The input cannot be used: {error}."))?;
@@ -82,7 +110,7 @@ impl Schema {
             .check
             .problems(&value)
             .take(NAMED + 1)
-            .map(|(path, problem)| said(&path, &problem))
+            .map(|(path, problem)| said(&path, &problem, redaction))
             .collect();
         if !errors.is_empty() {
             let more = if errors.len() > NAMED { "\n…" } else { "" };
@@ -96,19 +124,51 @@ impl Schema {
     }
 }
 
-fn said(path: &str, problem: &str) -> String {
+fn said(path: &str, problem: &str, redaction: &Redaction) -> String {
     let place = if path.is_empty() { "the input" } else { path };
-    text::clean_text(text::clipped(&format!("{place}: {problem}"), 500).into()).into_owned()
+    redaction.clipped(&text::clean_text(format!("{place}: {problem}").into()), SAID_BYTES)
+}
+
+/// What a value in a schema is.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Schema,
+    /// An object of schemas.
+    Named,
+    Data,
+}
+
+/// Takes out of a part of a schema what is to be taken out.
+fn redact(value: &mut Value, part: Part, redaction: &Redaction) {
+    match value {
+        Value::String(text) => *text = redaction.clean(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| redact(item, part, redaction)),
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let part = match (part, name.as_str()) {
+                    (Part::Data, _) => Part::Data,
+                    (Part::Named, _) => Part::Schema,
+                    (Part::Schema, name) if STRUCTURE.contains(&name) => continue,
+                    (Part::Schema, name) if NAMED_SCHEMAS.contains(&name) => Part::Named,
+                    (Part::Schema, name) if DATA.contains(&name) => Part::Data,
+                    (Part::Schema, _) => Part::Schema,
+                };
+                redact(value, part, redaction);
+            }
+        }
+        Value::Number(number) if part == Part::Data => {
+            let (text, cleaned) = (number.to_string(), redaction.clean(&number.to_string()));
+            if cleaned != text {
+                *value = cleaned.into();
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 fn refused(error: &ValidationError<'_>) -> String {
-    let mut said = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        said = format!("{said}: {cause}");
-        source = cause.source();
-    }
-    format!("{}, expected a valid JSON schema that needs no other document", text::clipped(&said, 500))
+    let said = text::clipped(&text::with_causes(error, SAID_BYTES), SAID_BYTES);
+    format!("{said}, expected a valid JSON schema that needs no other document")
 }
 
 /// What finds no other document.
@@ -133,7 +193,7 @@ mod tests {
             "properties": {"path": {"type": "string"}, "to": {"type": "object", "properties": {"n": {"type": "integer"}}}},
         }))
         .unwrap();
-        assert!(schema.read(r#"{"path": "a"}"#).is_ok());
+        assert!(schema.read(r#"{"path": "a"}"#, &Redaction::default()).is_ok());
         for (input, named) in [
             ("", "\"path\" is a required property"),
             (r#"{"path": 1}"#, "path: 1 is not of type"),
@@ -144,7 +204,7 @@ mod tests {
             (r#"{"path": "\u0000"}"#, "\\u0000"),
             (r#"{"path": "\ud800"}"#, "surrogate"),
         ] {
-            let said = schema.read(input).unwrap_err();
+            let said = schema.read(input, &Redaction::default()).unwrap_err();
             assert!(said.contains(named), "{input}: {said}");
         }
     }
@@ -159,7 +219,35 @@ mod tests {
             assert!(said.contains(address) && said.contains("needs no other document"), "{said}");
         }
         let own = json!({"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"type": "string"}}});
-        assert!(Schema::new(&own).unwrap().read(r#"{"a": 1}"#).is_err());
+        assert!(Schema::new(&own).unwrap().read(r#"{"a": 1}"#, &Redaction::default()).is_err());
+    }
+
+    #[test]
+    fn a_schema_is_shown_without_secrets_and_means_the_same() {
+        let redaction =
+            Redaction::new(vec![regex::Regex::new(r"\d{4}|string").unwrap()], vec!["sk-real-key".into()]);
+        let schema = Schema::new(&json!({
+            "type": "object", "required": ["type", "key 1234"], "description": "Takes sk-real-key.",
+            "properties": {
+                "type": {"type": "string", "description": "1234", "default": {"type": "sk-real-key", "n": 1234}},
+                "key 1234": {"enum": ["sk-real-key", 1234, 5], "title": "is sk-real-key"},
+            },
+        }));
+        let schema = schema.unwrap();
+        assert_eq!(
+            schema.redacted(&redaction).to_value().unwrap(),
+            json!({
+                "type": "object", "required": ["type", "key 1234"], "description": "Takes [redacted].",
+                "properties": {
+                    "type": {"type": "string", "description": "[redacted]", "default": {"type": "[redacted]", "n": "[redacted]"}},
+                    "key 1234": {"enum": ["[redacted]", "[redacted]", 5], "title": "is [redacted]"},
+                },
+            })
+        );
+        assert!(schema.read(r#"{"type": "a", "key 1234": "sk-real-key"}"#, &redaction).is_ok());
+        let said = schema.read(r#"{"type": "a", "key 1234": "no"}"#, &redaction).unwrap_err();
+        assert!(said.contains("[redacted]") && !said.contains("sk-real-key"), "{said}");
+        assert_eq!(schema.redacted(&Redaction::default()), *schema.json());
     }
 
     #[test]
@@ -182,6 +270,6 @@ mod tests {
             Schema::new(&json!({"type": "object", "properties": {"a": {"pattern": "^(a+)+(?=b)$"}}}))
                 .unwrap();
         let input = json!({"a": format!("{}c", "a".repeat(40))}).to_string();
-        assert!(schema.read(&input).is_err());
+        assert!(schema.read(&input, &Redaction::default()).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! Text that can be stored and sent: valid UTF-8 without NUL, cut between characters.
 
 use std::borrow::Cow;
+use std::error::Error;
 
 /// Returns the text of these bytes. What is no character, and NUL, becomes U+FFFD.
 pub fn clean(bytes: &[u8]) -> String {
@@ -26,6 +27,22 @@ pub fn tail(text: &str, bytes: usize) -> &str {
 pub fn clipped(text: &str, bytes: usize) -> String {
     let start = head(text, bytes);
     if start.len() < text.len() { format!("{start}…") } else { start.to_owned() }
+}
+
+/// Says an error with its causes, each once. What has come to more than so many bytes gets no further cause.
+pub fn with_causes(error: &dyn Error, bytes: usize) -> String {
+    let mut said = clipped(&error.to_string(), bytes);
+    let mut next = error.source();
+    while let Some(cause) = next
+        && said.len() <= bytes
+    {
+        let text = cause.to_string();
+        if !said.contains(&text) {
+            said = format!("{said}: {}", clipped(&text, bytes));
+        }
+        next = cause.source();
+    }
+    clean_text(said.into()).into_owned()
 }
 
 /// Replaces each half of a surrogate pair in a JSON text (`\ud800` alone), which is no character and which no parser

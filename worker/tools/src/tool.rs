@@ -84,7 +84,7 @@ fn digest(text: &str) -> String {
     hex
 }
 
-/// What came of a call. It can be stored and sent as it is: its texts are valid UTF-8 without NUL, and within the
+/// What came of a call. It can be stored and sent as it is: its texts are valid UTF-8 without NUL, redacted, and within the
 /// tool's `max_output_bytes`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
@@ -163,12 +163,12 @@ pub enum CallError {
 }
 
 impl Output {
-    /// Makes the result of a call that failed, of a text that is clean.
+    /// Makes the result of a call that failed, of a text that is clean and redacted.
     pub(crate) fn failed(ended: Ended, text: impl Into<String>) -> Output {
         Output { content: vec![Content::Text(text.into())], is_error: true, ended }
     }
 
-    /// Makes a result of a text that is clean.
+    /// Makes a result of a text that is clean and redacted.
     pub(crate) fn done(text: impl Into<String>) -> Output {
         Output { content: vec![Content::Text(text.into())], is_error: false, ended: Ended::Done }
     }

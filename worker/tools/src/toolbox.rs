@@ -24,6 +24,8 @@ use crate::workspace::Workspace;
 
 /// The longest name of a server: it stands before the names of its tools.
 const SERVER_NAME: usize = 32;
+/// How much is said of a server that cannot be used.
+const SAID_BYTES: usize = 2_000;
 
 /// What tools need of this machine.
 #[derive(Clone, Copy)]
@@ -57,7 +59,7 @@ pub struct Place {
     pub port: Option<u16>,
     /// Whether an earlier attempt may have used its tools already.
     pub resumed: bool,
-    /// What is taken out of outputs.
+    /// What is taken out of everything that tools say: outputs, problems, and what servers say of themselves.
     pub redaction: Arc<Redaction>,
 }
 
@@ -198,12 +200,14 @@ impl Toolset {
         for ((server, _), offer) in servers.iter().zip(offers) {
             let before = known.clone();
             let found = offer.map(|offer| {
-                let left_out = add(&mut known, server, &offer);
+                let left_out = add(&mut known, server, &offer, &place.redaction);
                 let new = known.iter().filter(|(name, _)| !before.contains_key(*name));
                 (new.map(|(_, known)| known.tool.clone()).collect(), left_out)
             });
             let found = found.map_err(|error| match error {
-                ServerError::Shortage(problem) | ServerError::Failed(problem) => problem,
+                ServerError::Shortage(problem) | ServerError::Failed(problem) => {
+                    place.redaction.clean(&problem)
+                }
             });
             checks.push(ServerCheck { server: server.settings.name.clone(), found });
         }
@@ -236,9 +240,12 @@ impl Toolbox {
                 ServerError::Shortage(problem) => {
                     OpenError::Shortage(format!("MCP server {name}: {problem}"))
                 }
-                ServerError::Failed(problem) => OpenError::Server { server: name.clone(), problem },
+                ServerError::Failed(problem) => {
+                    let problem = place.redaction.clipped(&problem, SAID_BYTES);
+                    OpenError::Server { server: name.clone(), problem }
+                }
             })?;
-            let problems = add(&mut known, &server, &offer);
+            let problems = add(&mut known, &server, &offer, &place.redaction);
             left_out.extend(problems.into_iter().map(|problem| format!("MCP server {name}: {problem}")));
             let told = Told { starts: server.starts(), offer, is_new: place.resumed && !is_shared };
             let told = Mutex::new(told);
@@ -263,7 +270,7 @@ impl Toolbox {
         let Some(known) = self.known.get(call.name) else {
             return Ok(self.unknown(call.name));
         };
-        let fields = match known.schema.read(call.input) {
+        let fields = match known.schema.read(call.input, &self.place.redaction) {
             Ok(fields) => fields,
             Err(problem) => return Ok(Output::failed(Ended::BadInput, problem)),
         };
@@ -281,7 +288,7 @@ impl Toolbox {
 
     fn unknown(&self, name: &str) -> Output {
         let names: Vec<&str> = self.known.keys().map(String::as_str).collect();
-        let name = text::clean_text(text::clipped(name, 100).into()).into_owned();
+        let name = self.place.redaction.clipped(&text::clean_text(name.into()), 100);
         let known = text::clipped(&names.join(", "), 2_000);
         Output::failed(Ended::Unknown, format!("There is no tool \"{name}\". The tools are: {known}."))
     }
@@ -289,7 +296,7 @@ impl Toolbox {
     /// Returns what the model should know: which servers have started anew, and with them lost what they held, and which
     /// say that their tools have changed. Each is said once.
     pub fn notices(&self) -> Vec<String> {
-        self.servers.iter().flat_map(Used::notices).collect()
+        self.servers.iter().flat_map(|used| used.notices(&self.place.redaction)).collect()
     }
 
     /// Ends the servers of the attempt.
@@ -300,8 +307,13 @@ impl Toolbox {
 }
 
 /// Adds what a server offers to the tools. Returns what is left out, and why.
-fn add(known: &mut BTreeMap<String, Arc<Known>>, server: &Arc<Server>, offer: &Offer) -> Vec<String> {
-    let (offered, mut left_out) = offered(&server.settings, offer);
+fn add(
+    known: &mut BTreeMap<String, Arc<Known>>,
+    server: &Arc<Server>,
+    offer: &Offer,
+    redaction: &Redaction,
+) -> Vec<String> {
+    let (offered, mut left_out) = offered(&server.settings, offer, redaction);
     for Offered { tool, schema, own_name } in offered {
         let does = Does::Server { server: server.clone(), own_name };
         match known.entry(tool.name.clone()) {
@@ -327,7 +339,7 @@ impl Kept {
 }
 
 impl Used {
-    fn notices(&self) -> Vec<String> {
+    fn notices(&self, redaction: &Redaction) -> Vec<String> {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let (starts, offer) = (self.server.starts(), self.server.latest());
         let name = &self.server.settings.name;
@@ -337,7 +349,7 @@ impl Used {
                 "The MCP server {name} has started anew. What it held in memory (sessions, open pages, variables) is gone."
             ));
         }
-        if let Some(changed) = difference(&self.server.settings, &told.offer, &offer) {
+        if let Some(changed) = difference(&self.server.settings, (&told.offer, &offer), redaction) {
             notices.push(format!(
                 "The MCP server {name} has other tools now: {changed}. The tools here stay as they are, and calls of some may fail."
             ));

@@ -35,11 +35,12 @@ fn hex(hash: &[u8]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A long string, as it was written.
+/// A long string of a text.
 #[derive(Clone, Debug)]
 pub(crate) struct Blob {
     pub(super) hash: Hash,
-    pub(super) content: String,
+    /// Where it is, with its quotes.
+    pub(super) at: Range<usize>,
 }
 
 /// Returns the next string of a JSON text, with its quotes.
@@ -85,17 +86,16 @@ fn refer(text: &str, strings: &[(Range<usize>, Hash)]) -> String {
     parted
 }
 
-/// Takes the long strings out of a JSON text.
-pub(crate) fn part(text: &mut String) -> Vec<Blob> {
+/// Returns a JSON text with references in the place of its long strings, and these, each once; `None` if it has none.
+pub(crate) fn part(text: &str) -> Option<(String, Vec<Blob>)> {
     let strings = long(text);
     if strings.is_empty() {
-        return Vec::new();
+        return None;
     }
     let mut seen = HashSet::new();
     let new = strings.iter().filter(|(_, hash)| seen.insert(*hash));
-    let blobs = new.map(|(at, hash)| Blob { hash: *hash, content: text[at.clone()].to_owned() }).collect();
-    *text = refer(text, &strings);
-    blobs
+    let blobs = new.map(|(at, hash)| Blob { hash: *hash, at: at.clone() }).collect();
+    Some((refer(text, &strings), blobs))
 }
 
 /// The blobs of a session, read from JSON: an object from hash to content.
@@ -227,18 +227,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn json(blobs: &[Blob]) -> String {
-        let one = |blob: &Blob| format!("\"{}\" : {}", hex(&blob.hash), blob.content);
+    fn json(text: &str, blobs: &[Blob]) -> String {
+        let one = |blob: &Blob| format!("\"{}\" : {}", hex(&blob.hash), &text[blob.at.clone()]);
         format!("{{ {} }}", blobs.iter().map(one).collect::<Vec<_>>().join(", "))
     }
 
     /// Parts a text and joins it again.
     fn there_and_back(text: &str) -> (String, usize) {
-        let mut parted = text.to_owned();
-        let blobs = part(&mut parted);
+        let (parted, blobs) = part(text).unwrap_or_else(|| (text.to_owned(), Vec::new()));
         assert!(serde_json::from_str::<&RawValue>(&parted).is_ok(), "{parted:.200}");
         let mut missing = None;
-        assert_eq!(Contents::of(&json(&blobs)).join(&parted, &mut missing), text);
+        assert_eq!(Contents::of(&json(text, &blobs)).join(&parted, &mut missing), text);
         assert_eq!(missing, None);
         (parted, blobs.len())
     }
@@ -263,8 +262,7 @@ mod tests {
 
     #[test]
     fn a_blob_that_is_not_there_leaves_its_reference_and_is_named() {
-        let mut text = format!(r#"["{}"]"#, "x".repeat(LONG));
-        let blobs = part(&mut text);
+        let (text, blobs) = part(&format!(r#"["{}"]"#, "x".repeat(LONG))).unwrap();
         let mut missing = None;
         assert_eq!(Contents::of("{}").join(&text, &mut missing), text);
         assert_eq!(missing, Some(hex(&blobs[0].hash)));

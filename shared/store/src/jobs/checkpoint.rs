@@ -1,6 +1,7 @@
 //! Checkpoint: appends what a running job added to its session.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use deadpool_postgres::Pool;
 use job::{Change, JobState, Usd};
@@ -21,7 +22,7 @@ pub struct CheckpointRow {
     /// The delta as JSON, without its entries of the context.
     pub delta: String,
     /// These entries, as a JSON array. They are kept to the letter.
-    pub entries: Option<String>,
+    pub entries: Option<Arc<str>>,
     /// Iterations it finished.
     pub iterations: u64,
     /// What it cost.
@@ -36,15 +37,22 @@ pub struct CheckpointRow {
 #[derive(Clone)]
 pub(crate) struct Append {
     row: CheckpointRow,
-    /// What the entries refer to.
+    /// The entries as they are written, if long strings are taken out of them.
+    parted: Option<String>,
+    /// These strings, by their places in the row's entries.
     blobs: Vec<Blob>,
 }
 
 impl Append {
     /// With `parts`, long strings are taken out of the entries.
-    pub(crate) fn of(mut row: CheckpointRow, parts: bool) -> Append {
-        let blobs = row.entries.as_mut().filter(|_| parts).map(part).unwrap_or_default();
-        Append { row, blobs }
+    pub(crate) fn of(row: CheckpointRow, parts: bool) -> Append {
+        let (parted, blobs) = row.entries.as_deref().filter(|_| parts).and_then(part).unzip();
+        Append { row, parted, blobs: blobs.unwrap_or_default() }
+    }
+
+    /// Returns the entries as they are written.
+    fn entries(&self) -> Option<&str> {
+        self.parted.as_deref().or(self.row.entries.as_deref())
     }
 }
 
@@ -98,14 +106,13 @@ struct Blobs<'a> {
 impl<'a> Blobs<'a> {
     fn of(batch: &'a [Append]) -> Blobs<'a> {
         let mut columns = Blobs::default();
-        for (claim, blob) in
-            batch.iter().flat_map(|call| call.blobs.iter().map(|blob| (&call.row.claim, blob)))
-        {
-            columns.jobs.push(claim.job_id().into());
-            columns.epochs.push(claim.epoch());
-            columns.sessions.push(claim.session_key());
+        for (row, blob) in batch.iter().flat_map(|call| call.blobs.iter().map(|blob| (&call.row, blob))) {
+            let content = row.entries.as_deref().and_then(|entries| entries.get(blob.at.clone()));
+            columns.jobs.push(row.claim.job_id().into());
+            columns.epochs.push(row.claim.epoch());
+            columns.sessions.push(row.claim.session_key());
             columns.hashes.push(&blob.hash);
-            columns.contents.push(&blob.content);
+            columns.contents.push(content.unwrap_or_default());
         }
         columns
     }
@@ -119,9 +126,9 @@ impl Batched for Append {
     type Answer = Fenced<()>;
 
     fn bytes(&self) -> usize {
-        let Append { row, blobs } = self;
-        let blobs: usize = blobs.iter().map(|blob| blob.content.len()).sum();
-        row.delta.len() + row.entries.as_ref().map_or(0, String::len) + blobs + 100
+        let Append { row, parted, .. } = self;
+        let sizes = [row.entries.as_deref(), parted.as_deref()].map(|text| text.map_or(0, str::len));
+        row.delta.len() + sizes.iter().sum::<usize>() + 100
     }
 
     fn key(&self) -> u128 {
@@ -138,7 +145,7 @@ impl Batched for Append {
         let epochs: Vec<i64> = rows().map(|row| row.claim.epoch()).collect();
         let ordinals: Vec<i32> = rows().map(|row| row.ordinal).collect();
         let deltas: Vec<&str> = rows().map(|row| row.delta.as_str()).collect();
-        let entries: Vec<Option<&str>> = rows().map(|row| row.entries.as_deref()).collect();
+        let entries: Vec<Option<&str>> = batch.iter().map(Append::entries).collect();
         let iterations: Vec<i64> = rows().map(|row| row.iterations as i64).collect();
         let costs: Vec<i64> = rows().map(|row| row.cost.micros() as i64).collect();
         let input_tokens: Vec<i64> = rows().map(|row| row.input_tokens as i64).collect();

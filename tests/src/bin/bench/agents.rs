@@ -2,7 +2,8 @@
 //! commits for an iteration with one tool, and how much memory many sessions at once take, each with this much context.
 //!
 //! First one session alone makes its iterations. Then all sessions begin at once, each with an input that is as large as the
-//! context, call a tool twice, and stand still in the middle of their third answer.
+//! context, call a tool twice, and stand still in the middle of their third answer. A minute later they are cancelled. Memory is
+//! what the kernel counts as resident: at most, when the last session stands still, a minute later, and a minute after the end.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ const SESSIONS: usize = 1_000;
 const CONTEXT_KB: usize = 200;
 /// How long transactions are counted without a job.
 const IDLE: Duration = Duration::from_secs(5);
+/// How long memory has to go back to the kernel.
+const LATER: Duration = Duration::from_secs(60);
 /// How long all sessions may take to their places.
 const MOST: Duration = Duration::from_secs(600);
 
@@ -67,6 +70,11 @@ pub async fn run(
     until(|| provider.hung() as usize >= sessions, || provider.hung() as usize).await?;
     let (resident_mb, peak_mb) =
         (usage::resident_mb(worker.process.id()), usage::peak_mb(worker.process.id()));
+    tokio::time::sleep(LATER).await;
+    let later_mb = usage::resident_mb(worker.process.id());
+    cancel(database, sessions + 1).await?;
+    tokio::time::sleep(LATER).await;
+    let ended_mb = usage::resident_mb(worker.process.id());
     ensure!(provider.findings().is_empty(), "the provider found {:#?}", provider.findings());
 
     let rounded = |figure: f64| (figure * 100.0).round() / 100.0;
@@ -75,12 +83,14 @@ pub async fn run(
         "iteration_ms": rounded(took * 1e3 / ITERATIONS as f64), "idle_commits_per_s": rounded(per_idle_s),
         "sessions": sessions, "context_kb": context_kb,
         "worker_before_mb": rounded(before_mb), "worker_rss_mb": rounded(resident_mb), "worker_peak_mb": rounded(peak_mb),
+        "worker_minute_later_mb": rounded(later_mb), "worker_ended_mb": rounded(ended_mb),
     });
     std::fs::create_dir_all("target")?;
     std::fs::write("target/bench-agents.json", serde_json::to_string_pretty(&figures)?)?;
     println!("{commits:.2} commits an iteration, {:.1} ms with the provider", took * 1e3 / ITERATIONS as f64);
     println!(
-        "{sessions} sessions of {context_kb} kB: {resident_mb:.0} MB resident, {peak_mb:.0} MB at most, {before_mb:.0} MB before"
+        "{sessions} sessions of {context_kb} kB: {resident_mb:.0} MB resident, {peak_mb:.0} MB at most, {later_mb:.0} MB a minute \
+         later; {ended_mb:.0} MB a minute after their end, {before_mb:.0} MB before"
     );
     Ok(())
 }
@@ -114,6 +124,20 @@ async fn commits(database: &str) -> anyhow::Result<f64> {
     let count = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()";
     let count: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await?;
     Ok(count as f64)
+}
+
+/// Cancels what runs, and waits until so many jobs have ended.
+async fn cancel(database: &str, jobs: usize) -> anyhow::Result<()> {
+    let mut connection = PgConnection::connect(database).await?;
+    sqlx::query("UPDATE harness_jobs SET asked = 'cancel' WHERE state = 'running'")
+        .execute(&mut connection)
+        .await?;
+    let (deadline, ended) = (Instant::now() + MOST, "SELECT count(*) FROM harness_results");
+    while sqlx::query_scalar::<_, i64>(ended).fetch_one(&mut connection).await? < jobs as i64 {
+        ensure!(Instant::now() < deadline, "not all jobs have ended within {} s", MOST.as_secs());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
 }
 
 async fn until(is_so: impl Fn() -> bool, seen: impl Fn() -> usize) -> anyhow::Result<()> {

@@ -26,8 +26,8 @@ use crate::services::Services;
 use crate::witness::Account;
 use crate::workload::{Job, Workload, echo, long};
 
-/// Slots of each worker. Two of the three workers together have a slot for every session, so that none waits
-/// for one.
+/// Slots of each worker, unless a scenario has more sessions. Two of the three workers together have a slot for every
+/// session, so that none waits for one: a probe behind a backlog would measure how long that takes to be worked off.
 pub const SLOTS: usize = 32;
 /// The length of the workers' leases.
 pub const LEASE: Duration = Duration::from_secs(5);
@@ -66,6 +66,8 @@ pub struct Arena {
     account: PathBuf,
     agents: String,
     started: u32,
+    /// Slots of workers that are started from now on.
+    slots: usize,
     /// Long jobs so far.
     long: usize,
     begun: Instant,
@@ -121,6 +123,7 @@ impl Arena {
             account,
             agents,
             started: 0,
+            slots: SLOTS,
             long: 0,
             begun: Instant::now(),
             events: String::new(),
@@ -155,6 +158,11 @@ impl Arena {
         std::fs::write(&self.agents, agents).context("writing the agents")
     }
 
+    /// Gives workers that are started later the slots that they need with so many sessions beside those of the workload.
+    pub fn make_room_for(&mut self, more: usize) {
+        self.slots = SLOTS.max((self.workload.sessions().len() + more).div_ceil(2));
+    }
+
     /// Starts workers with the usual settings.
     pub async fn start(&mut self, workers: usize) {
         for _ in 0..workers {
@@ -164,7 +172,7 @@ impl Arena {
 
     /// Starts a worker with other settings. Returns its number.
     pub async fn start_with(&mut self, change: impl FnOnce(Launch) -> Launch) -> usize {
-        self.start_slots(SLOTS, change).await
+        self.start_slots(self.slots, change).await
     }
 
     /// Starts a worker with so many slots.

@@ -3,8 +3,8 @@
 //!
 //! Each scenario has its own vhost and database. Some scenarios break a whole server, so they run one after the other.
 //! Exit codes: 0 nothing was lost or doubled and every recovery was in time, 1 a promise was broken (the scenario's
-//! logs are in target/chaos/SCENARIO), 2 wrong arguments, 130 and 143 interrupted. Needs `AMQP_URL`,
-//! `RABBITMQ_MANAGEMENT_URL` and `DATABASE_URL`, which `ops/dev/services run` provides.
+//! logs are in target/chaos/SCENARIO), 2 wrong arguments, 130 and 143 interrupted. The services are those that `AMQP_URL`,
+//! `RABBITMQ_MANAGEMENT_URL` and `DATABASE_URL` name; without them it runs itself under `ops/dev/services run`.
 
 mod scenario;
 mod workers;
@@ -38,7 +38,8 @@ use workload::Size;
 
 /// Breaks a fleet in every known way and counts what was lost or done twice; both counts must be zero.
 ///
-/// Plays the named scenarios, or all of them (about 12 minutes), one after the other. In each, some workers are running
+/// Plays the named scenarios, or all of them (about 12 minutes), one after the other. Without AMQP_URL and DATABASE_URL it
+/// starts private services first, and stops them again. In each scenario, some workers are running
 /// thousands of jobs on few sessions when the fault comes. Afterwards every job and session is checked. The final table
 /// is also written to target/chaos.json.
 ///
@@ -94,6 +95,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Err(error) = services::provide(&args.services) {
+        return finish(Err(error));
+    }
     // One thread starts all processes and lives as long as they do, because a worker dies with the thread that started
     // it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -167,6 +171,11 @@ async fn play(args: Args, scenarios: Vec<&'static Scenario>) -> anyhow::Result<b
         true => settings.services.foreign().await,
         false => None,
     };
+    if let Some(reason) = &foreign
+        && !args.scenarios.is_empty()
+    {
+        bail!("a scenario that was asked for breaks a server, which is not ours to break: {reason}");
+    }
     eprintln!("{} scenarios, --seed {}", scenarios.len(), settings.seed);
     let mut all = Vec::new();
     for (number, scenario) in scenarios.iter().enumerate() {

@@ -253,6 +253,7 @@ async fn at_work(arena: &mut Arena, workers: usize) -> anyhow::Result<()> {
         .collect();
     arena.models = Some(Models::start(&arena.fleet, clerks.clone()).await?);
     arena.sprinkle((0..many).map(asking).collect());
+    arena.make_room_for(clerks.len());
     for _ in 0..workers {
         start(arena).await;
     }

@@ -3,16 +3,52 @@
 //! Only services that this script has started may be broken. With a service that `AMQP_URL` or `DATABASE_URL` names,
 //! only scenarios that leave the servers alone are played.
 
-use std::path::PathBuf;
+use std::convert::Infallible;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use tokio::process::Command;
 use tokio::time::timeout;
 
 /// Longer than both servers take to start.
 const TIMEOUT: Duration = Duration::from_secs(150);
+
+/// The variables that name the services.
+const ADDRESSES: [&str; 3] = ["AMQP_URL", "RABBITMQ_MANAGEMENT_URL", "DATABASE_URL"];
+
+/// Returns once the environment names services. If it names none, this program begins anew under `run` of the script, with
+/// the same arguments.
+pub fn provide(script: &Path) -> anyhow::Result<()> {
+    let (named, missing): (Vec<&str>, Vec<&str>) =
+        ADDRESSES.into_iter().partition(|name| std::env::var_os(name).is_some());
+    match (&*named, &*missing) {
+        (_, []) => Ok(()),
+        ([], _) => match run_again(script)? {},
+        _ => bail!(
+            "{} is not set, and {} is: set all of {}, or none, so that private services are started",
+            missing.join(" and "),
+            named.join(" and "),
+            ADDRESSES.join(", "),
+        ),
+    }
+}
+
+/// Becomes the script, which starts services, runs this program and stops them again.
+fn run_again(script: &Path) -> anyhow::Result<Infallible> {
+    let program = std::env::current_exe().context("finding this program")?;
+    eprintln!("chaos: no services are named, so {} starts private ones", script.display());
+    let mut command = std::process::Command::new(script);
+    let error = command.args(["run", "--"]).arg(program).args(std::env::args_os().skip(1)).exec();
+    Err(error).with_context(|| {
+        format!(
+            "running {}: start this in the repository's root, or name the script by --services",
+            script.display()
+        )
+    })
+}
 
 /// The script.
 #[derive(Clone)]
@@ -46,9 +82,12 @@ impl Services {
         let mut command = Command::new(&self.script);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let output = timeout(TIMEOUT, command.output()).await.with_context(what)?.with_context(what)?;
-        let said = String::from_utf8_lossy(&output.stderr);
+        let [answer, problem] =
+            [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+        // `status` says on its standard output what is wrong.
+        let said = format!("{}\n{}", answer.trim(), problem.trim());
         ensure!(output.status.success(), "{} has failed ({}): {}", what(), output.status, said.trim());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        Ok(answer)
     }
 
     /// Repairs both servers after a scenario that has failed half-way.

@@ -89,7 +89,7 @@ impl Turns<'_> {
         // Providers take other text only behind all results.
         let notices = self.tools.notices();
         if !notices.is_empty() {
-            self.add(wire.said(&self.settings.redaction.clean(&notices.join("\n"))));
+            self.add(wire.said(&notices.join("\n")));
         }
         self.checkpoint().await
     }
@@ -101,13 +101,13 @@ impl Turns<'_> {
             (None, _) => {
                 self.not_made(None, call, "unknown");
                 let problem = format!("there is no tool {}", quoted(&call.name));
-                self.take_result(wire, call, &not_made(Ended::Unknown, problem));
+                self.take_own_result(wire, call, not_made(Ended::Unknown, problem));
                 return None;
             }
             (Some(tool), Err(problem)) => {
                 self.not_made(Some(tool.name), call, "bad_input");
                 let problem = not_made(Ended::BadInput, problem.to_string());
-                self.take_result(wire, call, &problem);
+                self.take_own_result(wire, call, problem);
                 return None;
             }
         };
@@ -118,7 +118,7 @@ impl Turns<'_> {
                     let is_bad = output.ended == Ended::BadInput;
                     let outcome = if is_bad { output.ended.as_str() } else { ANSWERED };
                     self.not_made(Some(tool.name), call, outcome);
-                    self.take_result(wire, call, &output);
+                    self.take_own_result(wire, call, output);
                     return None;
                 }
                 Person::Ask(ask) => return Some(Todo::Ask(ask)),
@@ -134,7 +134,7 @@ impl Turns<'_> {
         }
         if may_have_begun && tool.repeat == Repeat::Unsafe {
             self.not_made(Some(tool.name), call, "interrupted");
-            self.take_result(wire, call, &not_made(Ended::Broken, MAY_HAVE_TAKEN_EFFECT));
+            self.take_own_result(wire, call, not_made(Ended::Broken, MAY_HAVE_TAKEN_EFFECT));
             return None;
         }
         Some(Todo::Make { input, is_alone: !tool.side_by_side, is_marked })
@@ -186,7 +186,7 @@ impl Turns<'_> {
                 let work = Work::Tool { name: Some(call.name.clone()), call_id: call.id.clone(), outcome };
                 let failed = output.is_error.then_some("tool_error");
                 self.run.part(&Part { work, began, took, failed });
-                self.take_result(wire, &call, &output);
+                self.take_result(wire, &call, output);
                 *left -= 1;
             }
             // What others still take time for is not to be lost with them.
@@ -205,30 +205,41 @@ impl Turns<'_> {
         self.run.part(&Part { work, began, took, failed });
     }
 
-    /// Returns an output without secrets, and without the images for which the session has no room.
-    fn cleaned(&self, output: &Output) -> Output {
+    /// Leaves out the images for which the session has no room.
+    fn fitted(&self, output: Output) -> Output {
         let mut room = (self.run.most_bytes() / 4 * 3).saturating_sub(self.transcript().bytes());
-        let content = output.content.iter().map(|content| match content {
-            Content::Text(text) => Content::Text(self.settings.redaction.clean(text)),
+        let content = output.content.into_iter().map(|content| match content {
             Content::Image { data, .. } if data.len() > room => Content::Text(NO_ROOM.to_owned()),
-            image @ Content::Image { data, .. } => {
+            Content::Image { data, media_type } => {
                 room -= data.len();
-                image.clone()
+                Content::Image { data, media_type }
             }
+            text @ Content::Text(_) => text,
         });
-        Output { content: content.collect(), is_error: output.is_error, ended: output.ended }
+        Output { content: content.collect(), ..output }
+    }
+
+    /// Takes the result of a call that no tool has answered: what is ours to say, or a person's answer.
+    fn take_own_result(&mut self, wire: Wire, call: &ToolCall, mut output: Output) {
+        for content in &mut output.content {
+            if let Content::Text(text) = content {
+                *text = self.settings.redaction.clean(text);
+            }
+        }
+        self.take_result(wire, call, output);
     }
 
     fn tool(&self, name: &str) -> Option<&Tool> {
         self.offered.iter().find(|tool| tool.name == name)
     }
 
-    fn take_result(&mut self, wire: Wire, call: &ToolCall, output: &Output) {
-        let output = &self.cleaned(output);
+    /// Takes the result of a call, which is redacted.
+    fn take_result(&mut self, wire: Wire, call: &ToolCall, output: Output) {
+        let output = self.fitted(output);
         let (outcome, text) = (output.ended.as_str(), clipped(&output.text()));
         let data = json!({"tool": call.name, "call_id": call.id, "outcome": outcome, "text": text});
         self.run.event(Event::new("tool_result", data));
-        let result = wire.result(&call.id, output);
+        let result = wire.result(&call.id, &output);
         let mut sum = Sha256::new();
         sum.update(&call.name);
         sum.update([0]);

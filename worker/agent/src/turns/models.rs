@@ -41,13 +41,13 @@ impl Turns<'_> {
     pub(super) async fn ask(&mut self) -> Result<Asked, RunError> {
         loop {
             let transcript = self.transcript();
-            let (Some(head), Some(body)) = (transcript.head(), transcript.request()) else {
+            let Some(head) = transcript.head() else {
                 return Err(
                     Failure::permanent(FailureCode::HarnessError, "the session has lost its head").into()
                 );
             };
             let (wire, model) = (head.wire, head.model.clone());
-            let asked = self.asked(wire, &model, body).await;
+            let asked = self.asked(wire, &model, &|| self.transcript().request().unwrap_or_default()).await;
             let failure = match asked {
                 Ok(asked) if asked.answer.stop == StopReason::Refusal => {
                     let said = format!("{model} does not answer this: {}", asked.answer.text);
@@ -76,9 +76,14 @@ impl Turns<'_> {
     }
 
     /// Asks one model, and notes it for those who watch.
-    pub(super) async fn asked(&self, wire: Wire, model: &str, body: String) -> Result<Asked, Unasked> {
+    pub(super) async fn asked(
+        &self,
+        wire: Wire,
+        model: &str,
+        request: &(dyn Fn() -> String + Send + Sync),
+    ) -> Result<Asked, Unasked> {
         let (began, since) = (SystemTime::now(), Instant::now());
-        let asked = self.gateway.ask(wire, body, self.run).await;
+        let asked = self.gateway.ask(wire, request, self.run).await;
         let seen = asked.as_ref().ok();
         let tokens = seen.map_or((0, 0), |seen| (seen.answer.tokens.input, seen.answer.tokens.output));
         let first_token = seen.and_then(|seen| seen.first_token);

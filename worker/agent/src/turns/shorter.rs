@@ -28,12 +28,24 @@ impl Turns<'_> {
     /// Compacts a conversation that is longer than the agent's share of the window, or larger than its share of the session:
     /// images have many bytes and few tokens.
     pub(super) async fn compact_if_due(&mut self) -> Result<(), RunError> {
-        let is_long = self.tokens() > self.settings.context_tokens || self.transcript().is_full();
+        let is_long = self.is_long();
         let is_large = self.transcript().bytes() > most_before(self.run.most_bytes());
         if is_long || is_large { self.compact(is_long).await } else { Ok(()) }
     }
 
-    /// Makes the conversation smaller, without its oldest images; and shorter if it `is_long`, or if that is not enough.
+    /// Returns whether the conversation is longer than the agent's share of the window.
+    pub(super) fn is_long(&self) -> bool {
+        self.tokens() > self.settings.context_tokens || self.transcript().is_full()
+    }
+
+    /// Returns whether the session has no room for what is pending.
+    pub(super) fn is_overfull(&self) -> bool {
+        let pending: usize = self.pending.iter().map(|entry| entry.as_str().len() + 1).sum();
+        self.run.session().bytes().saturating_add(pending) > self.run.most_bytes()
+    }
+
+    /// Makes the conversation smaller, without its oldest images; and shorter if it `is_long`, or if that is not enough. What
+    /// is pending is a part of it.
     pub(super) async fn compact(&mut self, is_long: bool) -> Result<(), RunError> {
         let (began, since) = (SystemTime::now(), Instant::now());
         let transcript = self.transcript();
@@ -53,10 +65,32 @@ impl Turns<'_> {
         context_window.extend(with_record(head.wire, after));
         context_window.push(JobMark::go_on(self.job_id(), used, said).entry());
         let delta = Delta { context_window, replace_context: true, ..Delta::default() };
-        self.run.checkpoint(delta).await?;
-        self.digest = Digest::of(self.run.session().context_window.iter().chain(&self.pending));
+        self.run.checkpoint(delta).await.map_err(|stop| self.refused(stop))?;
+        // It was a part of the conversation.
+        self.pending.clear();
+        self.digest = Digest::of(&self.run.session().context_window);
         self.run.part(&Part { work: Work::Compaction, began, took: since.elapsed(), failed: None });
         Ok(())
+    }
+
+    /// Says why a compacted conversation has no place in its session.
+    fn refused(&self, stop: Stop) -> RunError {
+        match stop {
+            Stop::OutputLimit(problem) => {
+                self.overflow(&format!("the session is full, also after a compaction: {problem}"))
+            }
+            other => other.into(),
+        }
+    }
+
+    fn overflow(&self, problem: &str) -> RunError {
+        let most = self.run.most_bytes();
+        let said = format!(
+            "{problem}. Give the job a smaller input or another session, or raise MAX_SESSION_BYTES ({most}) or context_tokens \
+             ({}). The session stays as it is",
+            self.settings.context_tokens
+        );
+        Failure::permanent(FailureCode::ContextOverflow, said).into()
     }
 
     /// Makes messages shorter: by a summary of their oldest part, or else without their oldest outputs. They have at most
@@ -72,8 +106,8 @@ impl Turns<'_> {
         let quarter = share.min(before).min(most) / 4;
         let (mut after, mut used) = (None, 0);
         if let Some(plan) = Plan::new(head, &messages, quarter) {
-            let request = plan.request(&head.model, share, self.settings.max_output_tokens);
-            match self.asked(head.wire, &head.model, request).await {
+            let request = || plan.request(&head.model, share, self.settings.max_output_tokens);
+            match self.asked(head.wire, &head.model, &request).await {
                 Ok(Asked { answer, .. }) if !answer.text.is_empty() && answer.stop != StopReason::Refusal => {
                     used = answer.tokens.input.saturating_add(answer.tokens.output);
                     after = Some(plan.with_summary(&answer.text));
@@ -90,11 +124,10 @@ impl Turns<'_> {
         }
         let after = after.unwrap_or(messages);
         let Some(after) = without_outputs(new_head, &after, quarter * 3) else {
-            let said = format!(
+            return Err(self.overflow(&format!(
                 "the conversation has some {before} tokens in {} bytes and cannot be made shorter",
                 bytes(&after)
-            );
-            return Err(Failure::permanent(FailureCode::ContextOverflow, said).into());
+            )));
         };
         Ok((after, used))
     }

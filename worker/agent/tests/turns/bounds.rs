@@ -89,6 +89,44 @@ async fn the_images_of_one_answer_leave_room_in_the_session() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_full_before_its_job_is_compacted_with_its_input() {
+    for speaks in Speaks::ALL {
+        let mut world = World::on(speaks, looks(4)).await;
+        world.output_bytes = 10_000;
+        world.run().await.unwrap();
+        let before = world.session.lock().unwrap().bytes();
+        world.most_bytes = before + 100;
+        world.next_job("Look again, at all of it.".into());
+        assert_eq!(world.run().await.unwrap().as_str(), "\"Done.\"", "{speaks:?}");
+        let asked = world.provider.asked();
+        let (summary, last) = (&asked[asked.len() - 2].1, &asked[asked.len() - 1].1);
+        assert!(summary.contains("oldest part no longer fits"), "{speaks:?}");
+        assert_eq!(last.matches("Look again, at all of it.").count(), 1, "{speaks:?}");
+        assert!(world.session.lock().unwrap().bytes() < before / 2, "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_be_made_smaller_says_what_to_do_and_stays_usable() {
+    let mut world = World::on(Speaks::Messages, looks(0)).await;
+    world.most_bytes = 60_000;
+    for (notes, input, problem) in [
+        (70_000, "Look.".to_owned(), "the session is full"),
+        (0, "Look at all of it. ".repeat(5_000), "cannot be made shorter"),
+    ] {
+        world.session.lock().unwrap().memory.insert("notes".to_owned(), "x".repeat(notes).into());
+        let before = world.session.lock().unwrap().clone();
+        world.next_job(input.into());
+        let (code, message) = failed(world.run().await);
+        assert_eq!(code, FailureCode::ContextOverflow);
+        assert!(message.contains(problem) && message.contains("MAX_SESSION_BYTES (60000)"), "{message}");
+        assert!(*world.session.lock().unwrap() == before, "the session stays as it was");
+    }
+    world.next_job("Look.".into());
+    assert_eq!(world.run().await.unwrap().as_str(), "\"Done.\"");
+}
+
+#[tokio::test]
 async fn a_provider_that_finds_a_conversation_too_long_gets_a_shorter_one_once() {
     for speaks in Speaks::ALL {
         let mut world = World::on(speaks, script()).await;

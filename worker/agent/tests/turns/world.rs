@@ -18,7 +18,7 @@ use model::{
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
-use tools::{Call, CallError, Content, Ended, Output, Repeat, Tool};
+use tools::{Call, CallError, Content, Ended, Output, Redaction, Repeat, Tool};
 
 use crate::provider::{Provider, Script};
 
@@ -217,6 +217,7 @@ impl World {
             output_bytes: self.output_bytes,
             look_takes: self.look_takes,
             image_bytes: self.image_bytes,
+            redaction: Arc::default(),
             tools: tools(),
             opened: self.opened.clone(),
         });
@@ -401,6 +402,7 @@ struct Tools {
     output_bytes: usize,
     look_takes: Duration,
     image_bytes: usize,
+    redaction: Arc<Redaction>,
     tools: Vec<Tool>,
     opened: Arc<Mutex<Vec<bool>>>,
 }
@@ -422,8 +424,18 @@ fn tools() -> Vec<Tool> {
 #[async_trait]
 impl OpenTools for Tools {
     async fn open(&self, opening: &Opening<'_>) -> Result<Arc<dyn Toolkit>, RunError> {
-        let Tools { points, effects, stop, stopper, output_bytes, look_takes, image_bytes, tools, opened } =
-            self;
+        let Tools {
+            points,
+            effects,
+            stop,
+            stopper,
+            output_bytes,
+            look_takes,
+            image_bytes,
+            tools,
+            opened,
+            ..
+        } = self;
         opened.lock().expect("not poisoned").push(opening.is_resumed);
         Ok(Arc::new(Tools {
             opened: opened.clone(),
@@ -434,6 +446,7 @@ impl OpenTools for Tools {
             output_bytes: *output_bytes,
             look_takes: *look_takes,
             image_bytes: *image_bytes,
+            redaction: opening.redaction.clone(),
             tools: tools.clone(),
         }))
     }
@@ -456,7 +469,7 @@ impl Toolkit for Tools {
         }
         self.points.pass().await;
         let text = format!("{} {} sk-test-key {}", call.name, call.input, "x".repeat(self.output_bytes));
-        let mut content = vec![Content::Text(text)];
+        let mut content = vec![Content::Text(self.redaction.clean(&text))];
         if call.name == "look" && self.image_bytes > 0 {
             let data = "A".repeat(self.image_bytes);
             content.push(Content::Image { media_type: "image/png".to_owned(), data });

@@ -1,13 +1,13 @@
 //! What a server offers, as tools: under names that providers take, with schemas that need no other document, and within
 //! bounds.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use rmcp::model::Tool as Theirs;
 use serde_json::Value;
 
 use super::settings::ServerSettings;
+use crate::redaction::Redaction;
 use crate::schema::Schema;
 use crate::text;
 use crate::tool::{Repeat, Tool, is_tool_name};
@@ -27,23 +27,28 @@ pub struct Offered {
     pub own_name: String,
 }
 
-/// Makes tools of what a server offers. What cannot be one is left out, and the second list says why.
-pub fn offered(settings: &ServerSettings, theirs: &[Theirs]) -> (Vec<Offered>, Vec<String>) {
+/// Makes tools of what a server offers, as a provider may read it. What cannot be one is left out, and the second list says
+/// why.
+pub fn offered(
+    settings: &ServerSettings,
+    theirs: &[Theirs],
+    redaction: &Redaction,
+) -> (Vec<Offered>, Vec<String>) {
     let mut offered: Vec<Offered> = Vec::new();
     let mut left_out = Vec::new();
     for tool in theirs {
         if settings.allow.as_ref().is_some_and(|allow| !allow.have(&tool.name)) {
             continue;
         }
-        let made = one(settings, tool).and_then(|made| {
+        let made = one(settings, tool, redaction).and_then(|made| {
             let twice = offered.iter().any(|other| other.tool.name == made.tool.name);
             if twice { Err(format!("another has the name {}", made.tool.name)) } else { Ok(made) }
         });
         match made {
             Ok(made) => offered.push(made),
             Err(problem) => {
-                let name = text::clean_text(text::clipped(&tool.name, 100).into()).into_owned();
-                left_out.push(format!("its tool {name:?} is left out: {problem}"));
+                let name = shown(&tool.name, 100, redaction);
+                left_out.push(format!("its tool {name:?} is left out: {}", redaction.clean(&problem)));
             }
         }
     }
@@ -53,7 +58,7 @@ pub fn offered(settings: &ServerSettings, theirs: &[Theirs]) -> (Vec<Offered>, V
     (offered, left_out)
 }
 
-fn one(settings: &ServerSettings, tool: &Theirs) -> Result<Offered, String> {
+fn one(settings: &ServerSettings, tool: &Theirs, redaction: &Redaction) -> Result<Offered, String> {
     // Servers may use dots and slashes, which providers refuse.
     let fit = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
     let name = format!("{}__{}", settings.name, tool.name.chars().map(fit).collect::<String>());
@@ -70,13 +75,11 @@ fn one(settings: &ServerSettings, tool: &Theirs) -> Result<Offered, String> {
     }
     let schema = Schema::new(&schema).map_err(|problem| format!("its input schema: {problem}"))?;
     let description = tool.description.as_deref().or(tool.title.as_deref()).unwrap_or_default();
-    let description =
-        text::clean_text(Cow::Owned(text::clipped(description, DESCRIPTION_BYTES))).into_owned();
     let own_name = tool.name.to_string();
     let tool = Tool {
         name,
-        description,
-        input_schema: schema.json().clone(),
+        description: shown(description, DESCRIPTION_BYTES, redaction),
+        input_schema: schema.redacted(redaction),
         repeat: if settings.safe.have(&own_name) { Repeat::Safe } else { Repeat::Unsafe },
         side_by_side: settings.side_by_side.have(&own_name),
         approve: settings.approve.have(&own_name),
@@ -84,8 +87,17 @@ fn one(settings: &ServerSettings, tool: &Theirs) -> Result<Offered, String> {
     Ok(Offered { tool, schema, own_name })
 }
 
+/// Returns the start of a server's text, as a provider may read it.
+fn shown(text: &str, bytes: usize, redaction: &Redaction) -> String {
+    redaction.clipped(&text::clean_text(text.into()), bytes)
+}
+
 /// Says how two offers differ in what a model may call, if they do.
-pub fn difference(settings: &ServerSettings, before: &[Theirs], now: &[Theirs]) -> Option<String> {
+pub fn difference(
+    settings: &ServerSettings,
+    (before, now): (&[Theirs], &[Theirs]),
+    redaction: &Redaction,
+) -> Option<String> {
     if before == now {
         return None;
     }
@@ -94,7 +106,7 @@ pub fn difference(settings: &ServerSettings, before: &[Theirs], now: &[Theirs]) 
             .into_iter()
             .filter(|tool| settings.allow.as_ref().is_none_or(|allow| allow.have(&tool.name)));
         let names = allowed.map(|tool| tool.name.as_ref()).collect::<Vec<&str>>().join(", ");
-        text::clean_text(Cow::Owned(text::clipped(&names, 500))).into_owned()
+        shown(&names, 500, redaction)
     };
     let find = |tools: &'_ [Theirs], name: &str| tools.iter().position(|tool| tool.name == name);
     let new = named(now.iter().filter(|tool| find(before, &tool.name).is_none()).collect());

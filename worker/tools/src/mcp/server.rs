@@ -1,7 +1,6 @@
 //! A server and the connection to it: started when it is needed, started anew when it has died, and ended with its
 //! attempt or its worker.
 
-use std::error::Error;
 use std::ffi::OsStr;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -142,7 +141,7 @@ impl Server {
         let fields = match &self.settings.how {
             How::Program(_) => arguments::verbatim(call.input),
             How::Http { .. } => match arguments::rounded(call.input) {
-                Some(number) => return Ok(self.too_exact(number)),
+                Some(number) => return Ok(self.too_exact(number, &place.redaction)),
                 None => fields,
             },
         };
@@ -169,8 +168,8 @@ impl Server {
     }
 
     /// Answers a call whose input would reach the server with another number.
-    fn too_exact(&self, number: &str) -> Output {
-        let (number, name) = (text::clipped(number, 100), &self.settings.name);
+    fn too_exact(&self, number: &str, redaction: &Redaction) -> Output {
+        let (number, name) = (redaction.clipped(number, 100), &self.settings.name);
         let problem = format!(
             "The call was not made: the number {number} would reach the MCP server {name} rounded to the precision \
              of a double. Give it as a text, if the tool takes one, or with fewer digits."
@@ -425,7 +424,7 @@ fn unready(error: &ClientInitializeError) -> String {
     match error {
         ClientInitializeError::TransportError { error, .. } => transport(error),
         ClientInitializeError::ConnectionClosed(_) => "it has ended".to_owned(),
-        other => chain(other),
+        other => text::with_causes(other, KEPT_BYTES),
     }
 }
 
@@ -434,7 +433,7 @@ fn unanswered(error: &ServiceError) -> String {
     match error {
         ServiceError::TransportSend(error) => transport(error),
         ServiceError::TransportClosed => "it has ended".to_owned(),
-        other => chain(other),
+        other => text::with_causes(other, KEPT_BYTES),
     }
 }
 
@@ -442,25 +441,8 @@ fn unanswered(error: &ServiceError) -> String {
 fn transport(error: &DynamicTransportError) -> String {
     match error.error.downcast_ref() {
         Some(StreamableHttpError::<reqwest::Error>::Client(error)) => http_client::cause(error),
-        _ => chain(error.error.as_ref()),
+        _ => text::with_causes(error.error.as_ref(), KEPT_BYTES),
     }
-}
-
-/// Says an error with its causes, within bounds.
-fn chain(error: &dyn Error) -> String {
-    let mut said = text::clipped(&error.to_string(), KEPT_BYTES);
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_said = cause.to_string();
-        if said.len() > KEPT_BYTES {
-            break;
-        }
-        if !said.contains(&cause_said) {
-            said = format!("{said}: {}", text::clipped(&cause_said, KEPT_BYTES));
-        }
-        source = cause.source();
-    }
-    text::clean_text(said.into()).into_owned()
 }
 
 /// What a server may ask of us: nothing.

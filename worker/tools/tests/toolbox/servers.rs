@@ -1,9 +1,10 @@
 //! MCP servers: how long they live, what of them a model sees, and what they are given.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tools::{Content, Ended, OpenError, Repeat, Toolbox, ToolsConfig};
+use tools::{Content, Ended, OpenError, Redaction, Repeat, Toolbox, ToolsConfig};
 
 use crate::support::{Bench, build, processes_of, within};
 
@@ -196,6 +197,32 @@ async fn a_server_of_the_worker_serves_all_attempts_and_knows_no_session() {
     assert_eq!(bench.ask(&other, "count").await, "1");
     assert!(other.notices()[0].contains("has started anew"));
     toolset.close().await;
+}
+
+#[tokio::test]
+async fn what_a_server_says_of_itself_is_redacted_as_its_outputs_are() {
+    let mut bench = Bench::new();
+    let pattern = regex::Regex::new("Does e[a-z]+|like this|fresh|no configuration|seven[a-z]*").unwrap();
+    bench.redaction = Arc::new(Redaction::new(vec![pattern], vec![]));
+    let toolbox = bench.server("well", "").await;
+    let echo = toolbox.tools().iter().find(|tool| tool.name == "s__echo").unwrap();
+    assert_eq!(echo.description, "[redacted].");
+    let wrong = bench.call(&toolbox, "s__wrong", "{}").await;
+    assert!(wrong.text().contains("not \u{fffd} [redacted]"), "{wrong:?}");
+    for (name, input) in [("s__echo", r#"{"n": "seventeen"}"#), ("s__seventeen", "{}")] {
+        let refused = bench.call(&toolbox, name, input).await;
+        assert!(refused.text().contains("[redacted]") && !refused.text().contains("seven"), "{refused:?}");
+    }
+    bench.ask(&toolbox, "change").await;
+    let mut notices = toolbox.notices();
+    while notices.is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        notices = toolbox.notices();
+    }
+    assert!(notices[0].contains("new: [redacted]"), "{notices:?}");
+    toolbox.close().await;
+    let refusal = bench.refusal(&bench.server_table("dies", "")).await;
+    assert!(refusal.contains("I have [redacted]"), "{refusal}");
 }
 
 #[tokio::test]
