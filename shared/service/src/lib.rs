@@ -35,7 +35,9 @@ pub use retry::{Backoff, RetryError, retry, retry_about, retry_or_stop};
 pub use run::{Threads, exit_code, run};
 pub use settings::{Common, Problems, Setting, SettingsError};
 pub use shutdown::{Stopped, unless_stopped, until_signalled};
-pub use start::{OpenFiles, open_files, parse, secret_values, taken_secrets, variable};
+pub use start::{
+    OpenFiles, free_large_memory_at_once, open_files, parse, secret_values, taken_secrets, variable,
+};
 pub use telemetry::Telemetry;
 pub use toml_file::{TomlFile, TomlValue, unsaid};
 pub use trace::{Description, JobIds, Origin, Place, Role, Span};

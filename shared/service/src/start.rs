@@ -1,5 +1,5 @@
 //! The first moments of a process, before it has a second thread: which secrets it hides, how many files it may open,
-//! and which settings it has.
+//! when its memory goes back, and which settings it has.
 //!
 //! Secrets (settings that `--help` never shows) are removed from the environment here, so that no program inherits
 //! them. The kernel still shows the initial environment of a process in `/proc/PID/environ`, and its memory in
@@ -156,6 +156,46 @@ pub fn open_files() -> OpenFiles {
         let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
         OpenFiles { given, now: if raised { hard } else { given } }
     })
+}
+
+/// Pieces of memory of at least so many bytes go back to the kernel as soon as they are free.
+#[cfg(target_env = "gnu")]
+const LARGE_BYTES: i32 = 128 * 1024;
+/// How many pools of memory the threads share.
+#[cfg(target_env = "gnu")]
+const ARENAS: i32 = 4;
+
+/// Makes large pieces of memory go back to the kernel when they are free, for a process through which many large texts go.
+///
+/// glibc begins so, but after the first large piece was freed it takes all that are not larger from its pools, of which it has
+/// eight for each core; what lies between pieces that are in use stays there. Where `MALLOC_MMAP_THRESHOLD_`,
+/// `MALLOC_ARENA_MAX` or `GLIBC_TUNABLES` says otherwise, that holds.
+pub fn free_large_memory_at_once() {
+    #[cfg(target_env = "gnu")]
+    {
+        use nix::libc::{M_ARENA_MAX, M_MMAP_THRESHOLD};
+        let is_set = |name| env::var_os(name).is_some();
+        if is_set("GLIBC_TUNABLES") {
+            return;
+        }
+        for (name, option, value) in [
+            ("MALLOC_MMAP_THRESHOLD_", M_MMAP_THRESHOLD, LARGE_BYTES),
+            ("MALLOC_ARENA_MAX", M_ARENA_MAX, ARENAS),
+        ] {
+            if !is_set(name) {
+                tune(option, value);
+            }
+        }
+    }
+}
+
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "only the C library can set how its allocator works")]
+fn tune(option: i32, value: i32) {
+    // SAFETY: both options take any number, and may be set at any time.
+    unsafe {
+        nix::libc::mallopt(option, value);
+    }
 }
 
 /// Whether the process was started with SIGHUP ignored. The first call must come before a handler for that signal is
