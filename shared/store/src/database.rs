@@ -28,4 +28,4 @@ pub use pool::StoreConfig;
 pub(crate) use row::{
     millis, read_change, read_job_id, read_millis, read_name, read_state, read_usd, rfc3339, uuids,
 };
-pub(crate) use tx::{Params, Tx, query, query_within};
+pub(crate) use tx::{Params, Tx, queries, query, query_within};

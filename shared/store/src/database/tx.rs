@@ -177,6 +177,28 @@ pub(crate) async fn query(
     query_within(BOUND, pool, name, sql, params).await
 }
 
+/// Runs statements one after the other in one round trip. Each is its own transaction, and sees what was committed before
+/// it. The answers are in their order.
+pub(crate) async fn queries(
+    pool: &Pool,
+    name: &'static str,
+    steps: &[(&str, &Params<'_>)],
+) -> Result<Vec<Vec<Row>>, StoreError> {
+    let busy = Busy(Some(pool.get().await?));
+    let asking = async {
+        let client = busy.client();
+        let mut statements = Vec::with_capacity(steps.len());
+        for (text, _) in steps {
+            statements.push(client.prepare_cached(text).await?);
+        }
+        let asked =
+            statements.iter().zip(steps).map(|(statement, (_, params))| client.query(statement, params));
+        futures::future::join_all(asked).await.into_iter().collect::<Result<Vec<_>, _>>()
+    };
+    let (_, answers) = bounded(name, BOUND, asking).await.keep(busy)?;
+    Ok(answers)
+}
+
 /// As [`query`], with a bound that the caller chooses.
 pub(crate) async fn query_within(
     bound: Duration,

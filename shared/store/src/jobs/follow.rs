@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::inputs::{OpenInput, questions_of, read_questions};
 use super::labels::labels_of;
 use super::status::{JobView, ended_columns, read_view};
-use crate::database::{Params, Tx, query, read_job_id, read_state, read_usd, rfc3339, uuids};
+use crate::database::{Params, queries, query, read_job_id, read_state, read_usd, rfc3339, uuids};
 use crate::{Store, StoreError};
 
 /// A job that has not ended.
@@ -227,7 +227,7 @@ impl Store {
         if steps.is_empty() {
             return Ok(LiveAndEnded::default());
         }
-        let mut answers = Tx::run_steps(&self.pool, "live_and_ended", &steps).await?.into_iter();
+        let mut answers = queries(&self.pool, "live_and_ended", &steps).await?.into_iter();
         let [live, sessions, ended] = all
             .map(|(_, is_empty, _)| if is_empty { Vec::new() } else { answers.next().unwrap_or_default() });
         Ok(LiveAndEnded {

@@ -126,8 +126,9 @@ async fn a_door_that_is_asked_to_stop_answers_those_who_wait_and_ends() {
         let (api, job_id) = (api.clone(), job_id.clone());
         async move { api.wait(&job_id).await }
     });
-    // The question is under way once it has been asked of Postgres.
-    let asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%j.epoch > 0, j.failure%'
+    // The question is under way once it has been asked of Postgres. Its last part is about ends.
+    let asked =
+        "SELECT count(*) FROM pg_stat_activity WHERE query ~ 'j.epoch > 0, j.failure|CASE WHEN r.fits'
                   AND datname = current_database() AND pid <> pg_backend_pid()";
     until("the door asks for the end", async || (fleet.database.count(asked).await > 0).then_some(())).await;
     door.terminate();

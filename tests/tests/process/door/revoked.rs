@@ -43,7 +43,8 @@ async fn a_caller_that_waits_for_an_end_does_not_get_it_once_its_key_is_revoked(
             }
         })
     });
-    let asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%j.epoch > 0, j.failure%'
+    let asked =
+        "SELECT count(*) FROM pg_stat_activity WHERE query ~ 'j.epoch > 0, j.failure|CASE WHEN r.fits'
                   AND datname = current_database() AND pid <> pg_backend_pid()";
     until("the door asks for the end", async || (fleet.database.count(asked).await > 0).then_some(())).await;
     revoke(&fleet, &acme, &id).await;
