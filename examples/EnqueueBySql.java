@@ -24,7 +24,7 @@ public final class EnqueueBySql {
         Properties settings = new Properties();
         settings.setProperty("user", account[0]);
         settings.setProperty("password", account[1]);
-        // Behind a pooler of transactions the next transaction may have another session, without what was prepared before.
+        // Behind a pooler of transactions (which has to ignore the parameter extra_float_digits) the next transaction may have another session, without what was prepared before.
         settings.setProperty("prepareThreshold", "0");
         String url = "jdbc:postgresql://" + address.getHost() + ":" + address.getPort() + address.getPath();
         try (Connection connection = DriverManager.getConnection(url, settings)) {

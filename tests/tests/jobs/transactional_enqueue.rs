@@ -290,7 +290,10 @@ async fn the_api_shows_and_cancels_a_job_that_is_still_in_the_inbox() {
 
 /// Runs an example of a service behind a pooler of transactions; its table `orders` is there.
 async fn behind_a_pooler(command: impl FnOnce(&Fleet) -> std::process::Command) {
-    let pooler = Pooler::start("--release 1.24 --mode transaction").await;
+    // The driver of Java sends this parameter when it connects.
+    let pooler =
+        Pooler::start("--release 1.24 --mode transaction --set ignore_startup_parameters=extra_float_digits")
+            .await;
     let fleet = Fleet::on(Database::new().await);
     let _worker = fleet.worker("worker").start().await;
     let (name, url) = service(&fleet, "default").await;

@@ -299,7 +299,7 @@ mod tests {
         let (high, low) = (line(1, "a", ""), line(3, "a", ""));
         chosen(&mut turns, 1_000, std::slice::from_ref(&low), &[], &LineBounds::default());
         let both = [high, low];
-        assert_eq!(chosen(&mut turns, 13, &both, &[], &LineBounds::default()), [12, 1]);
+        assert_eq!(chosen(&mut turns, 14, &both, &[], &LineBounds::default()), [13, 1]);
         let begun = [line(0, "b", ""), both[0].clone()];
         assert_eq!(chosen(&mut turns, 5, &begun, &[], &LineBounds::default()), [5, 0]);
     }
