@@ -29,11 +29,10 @@ CREATE TABLE harness_limits (
 ALTER TABLE harness_jobs
     ADD COLUMN lane smallint NOT NULL DEFAULT 2,
     ADD COLUMN line text COLLATE "C" NOT NULL DEFAULT '';
-CREATE INDEX harness_jobs_line ON harness_jobs (pool, lane, (tenant COLLATE "C"), line, seq) WHERE state = 'waiting';
 
 -- waiting: in its pool's line. No worker, no message. An older binary leaves such a row alone, or ends it as any job that waits.
 ALTER TABLE harness_jobs DROP CONSTRAINT harness_jobs_state_check;
--- The rows that are there are looked at by migration 32, while the fleet works: all of them satisfy it, as the old one was
+-- The rows that are there are looked at by migration 33, while the fleet works: all of them satisfy it, as the old one was
 -- narrower.
 ALTER TABLE harness_jobs ADD CONSTRAINT harness_jobs_state_check
     CHECK (state IN ('scheduled', 'waiting', 'publishing', 'queued', 'blocked', 'running', 'awaiting_input')) NOT VALID;
