@@ -92,7 +92,7 @@ fn rows() -> [Row; 12] {
                 let large = json!(format!("{} play:large", "word ".repeat(14_000)));
                 JobSpec { input: job::Json::from_value(&large).expect("JSON"), ..spec }
             },
-            ..row("large", "", r#"{"text": "x"}"#, FailureCode::OutputLimit, 0)
+            ..row("large", "", r#"{"text": "x"}"#, FailureCode::ContextOverflow, 0)
         },
     ]
 }

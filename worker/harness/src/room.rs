@@ -40,6 +40,8 @@ pub(crate) struct Room {
     measured: usize,
     /// What the first fold within the run writes beside: the state before the job.
     before: usize,
+    /// Whether more was appended before the run than may be, because the bound was lowered meanwhile.
+    was_full: bool,
 }
 
 impl Room {
@@ -50,12 +52,14 @@ impl Room {
         parts: Parts { folded: 0, rows: 0, bytes: 0, has_before: false },
         measured: 0,
         before: 0,
+        was_full: false,
     };
 
     pub(crate) fn new(most: usize, session: &Session, parts: Parts) -> Room {
         let held = session.bytes();
         let before = if parts.has_before { 0 } else { held };
-        Room { most, held, parts, measured: parts.bytes, before }
+        let was_full = parts.bytes > most.saturating_mul(MOST_APPENDED);
+        Room { most, held, parts, measured: parts.bytes, before, was_full }
     }
 
     pub(crate) fn most(&self) -> usize {
@@ -72,8 +76,8 @@ impl Room {
         let Room { most, held, parts, .. } = *self;
         let parts = Parts { rows: parts.rows + 1, bytes: parts.bytes + bytes, ..parts };
         let most_appended = most.saturating_mul(MOST_APPENDED);
-        // The bound may have been lowered. What takes the place of the whole context leads to a fold.
-        let is_remedy = delta.replace_context && bytes <= most;
+        // What takes the place of the whole context leads to a fold, and may pass once.
+        let is_remedy = self.was_full && delta.replace_context && bytes <= most;
         if parts.bytes > most_appended && !is_remedy {
             return Err(Stop::OutputLimit(format!(
                 "{} bytes were appended since the session was last written whole, expected at most {most_appended} \
@@ -95,7 +99,7 @@ impl Room {
                 )));
             }
         }
-        Ok(Room { held, parts, ..*self })
+        Ok(Room { held, parts, was_full: self.was_full && !is_remedy, ..*self })
     }
 
     /// Returns whether the session is to be written whole within the run. To measure the state costs as much as it holds,
