@@ -71,7 +71,7 @@ pub async fn submit_one(
     let mut send_spans = SendSpans::begin([&mut candidate.spec], limits);
     let job_id = candidate.spec.job_id;
     let acceptance = candidate.into_acceptance();
-    let job = due_job(acceptance.spec(), acceptance.message().to_owned());
+    let job = DueJob::encoded(acceptance.spec(), acceptance.message().to_owned());
     match dispatch.store.take(acceptance).await {
         Ok(Taken::New { accepted_at, state }) => {
             let submitted =
@@ -164,12 +164,8 @@ struct NewJob {
 
 impl NewJob {
     fn of(spec: &JobSpec, message: String, state: JobState) -> NewJob {
-        NewJob { job: due_job(spec, message), state }
+        NewJob { job: DueJob::encoded(spec, message), state }
     }
-}
-
-fn due_job(spec: &JobSpec, message: String) -> DueJob {
-    DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message }
 }
 
 impl Submitted {

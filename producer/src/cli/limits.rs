@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use job::{Name, Tenant, one_line};
 use service::{note, out};
-use store::{ChangedLimit, Store};
+use store::{ChangedLimit, HIGHEST_LIMIT, MOST_LIMITS, Store};
 
 use super::context::Context;
 use super::operator::operator;
@@ -31,7 +31,7 @@ enum Command {
         /// The key
         key: Name,
         /// How many
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(HIGHEST_LIMIT)))]
         max: u32,
         /// Whose jobs
         #[arg(long, default_value_t)]
@@ -75,7 +75,9 @@ async fn set(store: &Store, tenant: &Tenant, key: &Name, max: u32) -> anyhow::Re
         ChangedLimit::Done => out!("{at_work}"),
         ChangedLimit::Before => out!("{at_work}, as before"),
         ChangedLimit::Full => {
-            note!("{tenant} has 10,000 limits, which is the most: `producer limits remove` makes room");
+            note!(
+                "{tenant} has {MOST_LIMITS} limits, which is the most: `producer limits remove` makes room"
+            );
             return Ok(ExitCode::FAILURE);
         }
     }

@@ -7,7 +7,7 @@ use axum::extract::Request;
 use axum::http::StatusCode;
 use job::Name;
 use serde::{Deserialize, Serialize};
-use store::{ChangedLimit, LimitView};
+use store::{ChangedLimit, HIGHEST_LIMIT, LimitView, MOST_LIMITS};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -21,8 +21,6 @@ use super::{Door, Shared};
 
 /// The largest body.
 const BODY: usize = 4 << 10;
-/// The highest limit.
-const MOST: u32 = 1_000_000;
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<Door>> {
@@ -89,15 +87,16 @@ async fn set(door: Shared, mut principal: Principal, request: Request) -> Result
     principal.needs(Scope::Operate)?;
     let NewLimit { key, max } = read_json(&door, &mut principal, request, BODY).await?;
     let key: Name = key.parse().map_err(|why: job::IdError| Problem::invalid("key", why.to_string()))?;
-    if max > MOST {
-        return Err(Problem::invalid("max", format!("got {max}, expected 0 to {MOST}")));
+    if max > HIGHEST_LIMIT {
+        return Err(Problem::invalid("max", format!("got {max}, expected 0 to {HIGHEST_LIMIT}")));
     }
     let (store, actor) = (&door.dispatch.store, principal.actor());
     let setting = store.set_limit(&actor, principal.tenant(), &key, max);
     match principal.timeout().ask(setting).await? {
         ChangedLimit::Done | ChangedLimit::Before => Ok(StatusCode::NO_CONTENT),
         ChangedLimit::Full => {
-            Err(Problem::new(Kind::Conflict, "there are 10,000 limits, as many as a tenant may have"))
+            let detail = format!("there are {MOST_LIMITS} limits, as many as a tenant may have");
+            Err(Problem::new(Kind::Conflict, detail))
         }
     }
 }

@@ -26,18 +26,14 @@ use job::{Limits, ReplyRule, Trouble};
 use prometheus::{IntCounterVec, register_int_counter_vec};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use self::looks::Looks;
+use crate::tick::{OTHER_LEADS, SHORTEST_PAUSE, pause_after, rest};
 use crate::{Dispatch, Leader, schedules};
 
 /// Who leads takes from the inbox.
 const LEASE_NAME: &str = "line";
 const LEASE: Duration = Duration::from_secs(5);
-/// The pause between two looks, at least, and in relation to what the look took.
-const EVERY: Duration = Duration::from_millis(10);
-const REST: u32 = 10;
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 static METRICS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     let metric = register_int_counter_vec!(
@@ -93,25 +89,16 @@ pub(crate) async fn run(dispatch: &Dispatch, rules: &InboxRules, stop: &Cancella
 
 async fn take(dispatch: &Dispatch, rules: &InboxRules, leader: &Leader, stop: &CancellationToken) {
     let (mut looks, mut trouble) = (Looks::default(), Trouble::default());
-    let mut pause = EVERY;
+    let mut pause = SHORTEST_PAUSE;
     while stop.run_until_cancelled(sleep(pause)).await.is_some() {
         if leader.leadership().is_none() {
             looks = Looks::default();
-            pause = EVERY * REST;
+            pause = OTHER_LEADS;
             continue;
         }
         let begun = Instant::now();
-        pause = match looks.look(dispatch, rules).await {
-            Ok(full) => {
-                trouble.ends();
-                if full { Duration::ZERO } else { (begun.elapsed() * REST).clamp(EVERY, LONGEST_PAUSE) }
-            }
-            Err(cause) => {
-                if trouble.begins() {
-                    warn!(cause = cause.as_dyn(), "jobs enqueued by SQL cannot be taken in, retrying");
-                }
-                LONGEST_PAUSE
-            }
-        };
+        let looked = looks.look(dispatch, rules).await;
+        let looked = looked.map(|full| if full { Duration::ZERO } else { rest(begun.elapsed()) });
+        pause = pause_after(looked, &mut trouble, "jobs enqueued by SQL cannot be taken in");
     }
 }

@@ -23,14 +23,11 @@ use tracing::warn;
 
 use self::turns::Places;
 use self::view::LineView;
+use crate::tick::{OTHER_LEADS, REST, SHORTEST_PAUSE, note, pause_after, rest};
 use crate::{Dispatch, Leader};
 
 const LEASE_NAME: &str = "admission";
 const LEASE: Duration = Duration::from_secs(5);
-/// The pause between two looks, at least, and in relation to what the look took.
-const EVERY: Duration = Duration::from_millis(10);
-const REST: u32 = 10;
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The pause where no pool has a line.
 const IDLE: Duration = Duration::from_millis(250);
 /// How long what operators have set counts before it is read again; and how often what is seen is written down, at least,
@@ -69,42 +66,17 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
 
 async fn admit(dispatch: &Dispatch, leader: &Leader, stop: &CancellationToken) {
     let (mut admitter, mut trouble) = (Admitter::default(), Trouble::default());
-    let mut pause = EVERY;
+    let mut pause = SHORTEST_PAUSE;
     while stop.run_until_cancelled(sleep(pause)).await.is_some() {
         let Some(leadership) = leader.leadership() else {
             admitter = Admitter::default();
-            pause = EVERY * REST;
+            pause = OTHER_LEADS;
             continue;
         };
-        pause = match admitter.look(dispatch, &leadership, stop).await {
-            Ok(Looked::NoLine) => IDLE,
-            Ok(Looked::All { took }) => (took * REST).clamp(EVERY, LONGEST_PAUSE),
-            Ok(Looked::More) => Duration::ZERO,
-            Err(cause) => {
-                if trouble.begins() {
-                    warn!(cause = cause.as_dyn(), "jobs that wait in line cannot be admitted, retrying");
-                }
-                LONGEST_PAUSE
-            }
-        };
-        if pause < LONGEST_PAUSE {
-            trouble.ends();
-        }
+        let looked = admitter.look(dispatch, &leadership, stop).await;
+        pause = pause_after(looked, &mut trouble, "jobs that wait in line cannot be admitted");
     }
     let _ = timeout(LAST_SENT, admitter.sent()).await;
-}
-
-/// What a look has come to.
-enum Looked {
-    /// No pool has a line.
-    NoLine,
-    /// There is nothing more to do at this moment. The look took so long.
-    All {
-        /// Its time.
-        took: Duration,
-    },
-    /// Places are left, and jobs may wait for them.
-    More,
 }
 
 /// What it remembers.
@@ -120,27 +92,25 @@ struct Admitter {
 }
 
 impl Admitter {
+    /// Gives turns, and now and then writes down what waits. Returns the pause after that.
     async fn look(
         &mut self,
         dispatch: &Dispatch,
         leadership: &Leadership,
         stop: &CancellationToken,
-    ) -> Result<Looked, StoreError> {
+    ) -> Result<Duration, StoreError> {
         let begun = Instant::now();
         let since_last = self.last.replace(begun).map_or(0.0, |last| (begun - last).as_secs_f64());
         let ahead_s = (since_last * AHEAD_LOOKS).clamp(AHEAD_S, MOST_AHEAD_S);
         let mut facts = dispatch.store.line_facts().await?;
         self.pools.retain(|pool, _| facts.pools.contains(pool));
         let more = self.give_turns(dispatch, leadership, &mut facts, ahead_s, stop).await;
-        if let Err(cause) = self.note(dispatch, leadership, &facts).await
-            && self.unnoted.begins()
-        {
-            warn!(cause = cause.as_dyn(), "what waits in line cannot be written down, retrying");
-        }
+        let noted = self.note(dispatch, leadership, &facts).await;
+        note(&noted, &mut self.unnoted, "what waits in line cannot be written down");
         Ok(match more? {
-            _ if facts.pools.is_empty() => Looked::NoLine,
-            true => Looked::More,
-            false => Looked::All { took: begun.elapsed() },
+            _ if facts.pools.is_empty() => IDLE,
+            true => Duration::ZERO,
+            false => rest(begun.elapsed()),
         })
     }
 
@@ -185,18 +155,20 @@ impl Admitter {
             }
             let admitted = dispatch.store.admit(leadership, &pool, &takes).await?;
             let may_have_more = view.note(&takes, &admitted.looked_at);
+            let mut given = vec![0; takes.len()];
             for job in admitted.looked_at.iter().filter(|job| job.admitted) {
                 ADMISSION.observe(job.waited.as_secs_f64());
-                let place = &takes[job.line].place;
-                // The places that the next pool finds taken.
-                facts.in_flight.push(InFlight {
-                    pool: pool.to_string(),
-                    tenant: place.tenant.clone(),
-                    line: place.line.clone(),
-                    running: false,
-                    jobs: 1,
-                });
+                given[job.line] += 1;
             }
+            // The places that the next pool finds taken.
+            let given = takes.iter().zip(given).map(|(take, jobs)| InFlight {
+                pool: pool.to_string(),
+                tenant: take.place.tenant.clone(),
+                line: take.place.line.clone(),
+                running: false,
+                jobs,
+            });
+            facts.in_flight.extend(given);
             more |= may_have_more && ((admitted.due.len() as u64) < room || room == BATCH);
             if !admitted.looked_at.is_empty() {
                 view.sends(tokio::spawn(send(dispatch.clone(), admitted)));
@@ -245,7 +217,6 @@ impl Admitter {
             dispatch.store.note_seen(leadership, &seen).await?;
         }
         self.note_at = Some(begun + (begun.elapsed() * REST).clamp(FRESH_FOR, NOTED_AFTER));
-        self.unnoted.ends();
         Ok(())
     }
 }

@@ -21,11 +21,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Leader;
+use crate::tick::pause_after;
 
 const EVERY: Duration = Duration::from_millis(250);
 /// The pause where more is due than one look takes.
 const SHORT: Duration = Duration::from_millis(10);
-const LONG: Duration = Duration::from_secs(1);
 /// Schedules of one look, and instants of each that fire.
 const SCHEDULES: i64 = 200;
 const FIRINGS: usize = 50;
@@ -62,18 +62,8 @@ pub(crate) async fn run(store: &Store, leader: &Leader, stop: &CancellationToken
         };
         let forgets = looks.is_multiple_of(FORGET_EVERY);
         looks = looks.wrapping_add(1);
-        pause = match look(store, &leadership, forgets).await {
-            Ok(more) => {
-                trouble.ends();
-                if more { SHORT } else { EVERY }
-            }
-            Err(cause) => {
-                if trouble.begins() {
-                    warn!(cause = cause.as_dyn(), "schedules cannot be fired, retrying");
-                }
-                LONG
-            }
-        };
+        let looked = look(store, &leadership, forgets).await.map(|more| if more { SHORT } else { EVERY });
+        pause = pause_after(looked, &mut trouble, "schedules cannot be fired");
     }
 }
 

@@ -87,19 +87,20 @@ pub struct LimitKeys(BTreeSet<Name>);
 impl LimitKeys {
     /// Returns these as the limit keys of one job.
     pub fn of(keys: impl IntoIterator<Item = Name>) -> Result<LimitKeys, DecodeError> {
-        let mut all = BTreeSet::new();
+        let mut all = LimitKeys::default();
         for key in keys {
-            if all.contains(&key) {
-                return Err(DecodeError::new(
-                    "limits",
-                    format!("got \"{key}\" twice, expected each key once"),
-                ));
-            }
-            all.insert(key);
+            all.add(key).map_err(|problem| DecodeError::new("limits", problem))?;
         }
-        let keys = LimitKeys(all);
-        keys.check()?;
-        Ok(keys)
+        all.check()?;
+        Ok(all)
+    }
+
+    fn add(&mut self, key: Name) -> Result<(), String> {
+        if self.0.contains(&key) {
+            return Err(format!("got \"{key}\" twice, expected each key once"));
+        }
+        self.0.insert(key);
+        Ok(())
     }
 
     /// Returns whether there are none.
@@ -139,14 +140,11 @@ impl<'de> Deserialize<'de> for LimitKeys {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<LimitKeys, A::Error> {
-                let mut keys = BTreeSet::new();
-                while let Some(key) = seq.next_element::<Name>()? {
-                    if keys.contains(&key) {
-                        return Err(A::Error::custom(format!("got \"{key}\" twice, expected each key once")));
-                    }
-                    keys.insert(key);
+                let mut keys = LimitKeys::default();
+                while let Some(key) = seq.next_element()? {
+                    keys.add(key).map_err(A::Error::custom)?;
                 }
-                Ok(LimitKeys(keys))
+                Ok(keys)
             }
         }
         deserializer.deserialize_seq(Keys)

@@ -41,6 +41,7 @@ pub use claimed::{Claim, Claimed, SessionState, Suspicion};
 pub(crate) use columns::tenant_of;
 pub use conclude::{Concluded, Conclusion, End};
 pub use dispatch::DueJob;
+pub(crate) use facts::placed;
 pub use facts::{HeldBack, InboxPlace, JobFacts, PlaceInLine, Turn};
 pub use failed::{FailedJob, FailureFilter, Standing};
 pub use fold::{Fold, RunFold};

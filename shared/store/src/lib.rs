@@ -63,8 +63,8 @@ pub use jobs::{
     Taken, TenantNow, Turn, Unwanted,
 };
 pub use line::{
-    Admitted, AdmittedJob, BusyJob, ChangedLimit, ChangedPool, InFlight, LimitView, LineBounds, LineCount,
-    LineFacts, LinePlace, LineTake, PoolCapacity, PoolSeen, PoolView,
+    Admitted, AdmittedJob, BusyJob, ChangedLimit, ChangedPool, HIGHEST_LIMIT, InFlight, LimitView,
+    LineBounds, LineCount, LineFacts, LinePlace, LineTake, MOST_LIMITS, PoolCapacity, PoolSeen, PoolView,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,

@@ -16,8 +16,9 @@ use store::{InboxBounds, InboxRow, Store, StoreError};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{InboxRules, REST};
+use super::InboxRules;
 use crate::Dispatch;
+use crate::tick::REST;
 
 /// A look for all tenants that takes longer is slow.
 const SLOW: Duration = Duration::from_millis(5);

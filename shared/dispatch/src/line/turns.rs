@@ -41,12 +41,10 @@ impl<'a> Places<'a> {
         let mut places =
             Places { bounds, here: HashMap::new(), everywhere: HashMap::new(), keys: HashMap::new() };
         for jobs in in_flight {
-            *places.everywhere.entry(&jobs.tenant).or_default() += jobs.jobs;
             if jobs.pool == pool.as_str() {
-                *places.here.entry(&jobs.tenant).or_default() += jobs.jobs;
-                for key in keys(&jobs.line) {
-                    *places.keys.entry((&jobs.tenant, key)).or_default() += jobs.jobs;
-                }
+                places.take(&jobs.tenant, &jobs.line, jobs.jobs);
+            } else {
+                *places.everywhere.entry(&jobs.tenant).or_default() += jobs.jobs;
             }
         }
         places
@@ -65,7 +63,7 @@ impl<'a> Places<'a> {
         by_tenant.into_iter().chain(by_key).min_by_key(|(left, _)| *left)
     }
 
-    /// Gives a place.
+    /// Gives places here.
     pub(super) fn take(&mut self, tenant: &'a str, line: &'a str, jobs: u64) {
         *self.here.entry(tenant).or_default() += jobs;
         *self.everywhere.entry(tenant).or_default() += jobs;

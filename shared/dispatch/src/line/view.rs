@@ -15,12 +15,12 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::turns::{Held, LineId, Places, Turns, id};
+use crate::tick::REST;
 
 /// Lines of one question, at most and at least.
 const PAGE: (i32, i32) = (1_000, 16);
 /// A question that takes longer is followed by a rest, and by a smaller one.
 const SLOW: Duration = Duration::from_millis(5);
-const REST: u32 = 10;
 /// Up to this lane jobs are wanted soon: they are found for themselves.
 const SOON: i16 = 1;
 const LAST: i16 = 3;
@@ -163,8 +163,7 @@ impl LineView {
         }
         let of_each = COUNTED_JOBS / lines.len() as i64 + 1;
         let counts = store.count_lines(pool, &lines, of_each).await?;
-        for count in &counts {
-            let LinePlace { lane, tenant, line, .. } = &count.place;
+        for (LinePlace { lane, tenant, line, .. }, count) in lines.iter().zip(&counts) {
             *match lane {
                 0 => &mut seen.begun,
                 1 => &mut seen.high,

@@ -23,7 +23,12 @@ pub struct DueJob {
 impl DueJob {
     /// This job, which was accepted a moment ago.
     pub fn of(spec: &JobSpec) -> DueJob {
-        DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message: job::encode(spec) }
+        DueJob::encoded(spec, job::encode(spec))
+    }
+
+    /// The same, where its envelope is written already.
+    pub fn encoded(spec: &JobSpec, message: String) -> DueJob {
+        DueJob { job_id: spec.job_id, pool: spec.pool.clone(), message }
     }
 }
 

@@ -138,18 +138,39 @@ const ENDED: &str = "
            0::bigint, 0::bigint, 0::bigint, 0::bigint, redriven_as, ARRAY[]::text[]
       FROM harness_results WHERE job_id = $1";
 
+/// The jobs that have a place: those that run, and those of pools with a line whose message is on its way to a worker, up to so
+/// many of each pool and state.
+macro_rules! placed {
+    ($most:literal) => {
+        concat!(
+            "SELECT pool, tenant, line, true AS running FROM harness_jobs WHERE worker_id IS NOT NULL
+             UNION ALL
+             SELECT p.pool, j.tenant, j.line, false
+               FROM harness_pools p
+              CROSS JOIN LATERAL (
+                    (SELECT tenant, line FROM harness_jobs WHERE state = 'publishing' AND pool = p.pool LIMIT ",
+            $most,
+            ")
+                    UNION ALL
+                    (SELECT tenant, line FROM harness_jobs WHERE state = 'queued' AND pool = p.pool LIMIT ",
+            $most,
+            ")) j
+              WHERE p.line"
+        )
+    };
+}
+pub(crate) use placed;
+
 /// The places that are taken, as the admitter counts them.
-const IN_LINE: &str = r#"
+const IN_LINE: &str = concat!(
+    r#"
     WITH me AS (
         SELECT pool, lane, tenant, line, seq FROM harness_jobs WHERE job_id = $1 AND state = 'waiting'
     ), here AS MATERIALIZED (
-        SELECT j.line FROM me CROSS JOIN LATERAL (
-               SELECT tenant, line FROM harness_jobs WHERE worker_id IS NOT NULL AND pool = me.pool
-               UNION ALL
-               (SELECT tenant, line FROM harness_jobs WHERE state = 'publishing' AND pool = me.pool LIMIT 10000)
-               UNION ALL
-               (SELECT tenant, line FROM harness_jobs WHERE state = 'queued' AND pool = me.pool LIMIT 10000)) j
-         WHERE me.line <> '' AND j.tenant = me.tenant AND j.line <> ''
+        SELECT placed.line FROM me CROSS JOIN LATERAL ("#,
+    placed!("10000"),
+    r#") placed
+         WHERE me.line <> '' AND placed.pool = me.pool AND placed.tenant = me.tenant AND placed.line <> ''
     )
     SELECT (SELECT count(*) FROM (SELECT FROM harness_jobs o
                                    WHERE o.state = 'waiting' AND o.pool = me.pool AND o.lane = me.lane
@@ -167,18 +188,11 @@ const IN_LINE: &str = r#"
       LEFT JOIN LATERAL (
            SELECT n.max_running::bigint AS most, c.taken
              FROM harness_tenants n
-            CROSS JOIN LATERAL (
-                  SELECT count(*) AS taken
-                    FROM (SELECT tenant FROM harness_jobs WHERE worker_id IS NOT NULL
-                          UNION ALL
-                          SELECT j.tenant FROM harness_pools p
-                           CROSS JOIN LATERAL (
-                                 (SELECT tenant FROM harness_jobs WHERE state = 'publishing' AND pool = p.pool LIMIT 10000)
-                                 UNION ALL
-                                 (SELECT tenant FROM harness_jobs WHERE state = 'queued' AND pool = p.pool LIMIT 10000)) j
-                           WHERE p.line) placed
-                   WHERE placed.tenant = me.tenant) c
-            WHERE n.name = me.tenant AND n.max_running IS NOT NULL AND c.taken >= n.max_running) t ON true"#;
+            CROSS JOIN LATERAL (SELECT count(*) AS taken FROM ("#,
+    placed!("10000"),
+    r#") placed WHERE placed.tenant = me.tenant) c
+            WHERE n.name = me.tenant AND n.max_running IS NOT NULL AND c.taken >= n.max_running) t ON true"#
+);
 
 impl Store {
     /// What explains where this job is; nothing where the ledger does not know it.

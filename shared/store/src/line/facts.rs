@@ -8,6 +8,7 @@ use tokio_postgres::Row;
 
 use super::admit::LinePlace;
 use crate::database::{Tx, leads, query, read_name};
+use crate::jobs::placed;
 use crate::{Store, StoreError};
 
 /// What the workers of a pool can take.
@@ -59,8 +60,6 @@ pub struct LineBounds {
 /// What waits in one line.
 #[derive(Clone, Debug)]
 pub struct LineCount {
-    /// The line.
-    pub place: LinePlace,
     /// Its jobs, up to a bound.
     pub jobs: u64,
     /// Sessions of these in which no job has begun: so many of the jobs could run now.
@@ -122,17 +121,11 @@ const CAPACITY: &str = "
      GROUP BY w.pool";
 
 /// Beyond so many messages on their way there is no room in any window, and no more are counted.
-const IN_FLIGHT: &str = "
-    SELECT pool, tenant, line, true, count(*) FROM harness_jobs
-     WHERE worker_id IS NOT NULL GROUP BY pool, tenant, line
-    UNION ALL
-    SELECT p.pool, j.tenant, j.line, false, count(*)
-      FROM harness_pools p
-     CROSS JOIN LATERAL (
-           (SELECT tenant, line FROM harness_jobs WHERE state = 'publishing' AND pool = p.pool LIMIT 20000)
-           UNION ALL
-           (SELECT tenant, line FROM harness_jobs WHERE state = 'queued' AND pool = p.pool LIMIT 20000)) j
-     WHERE p.line GROUP BY p.pool, j.tenant, j.line";
+const IN_FLIGHT: &str = concat!(
+    "SELECT pool, tenant, line, running, count(*) FROM (",
+    placed!("20000"),
+    ") placed GROUP BY pool, tenant, line, running"
+);
 
 const TENANTS: &str = "
     SELECT name, weight::bigint, max_running::bigint FROM harness_tenants WHERE weight <> 1 OR max_running IS NOT NULL";
@@ -203,7 +196,7 @@ impl Store {
         Ok(bounds)
     }
 
-    /// Counts what waits in these lines of a pool, up to `most` in each.
+    /// Counts what waits in each of these lines of a pool, in their order, up to `most`.
     pub async fn count_lines(
         &self,
         pool: &Name,
@@ -215,13 +208,11 @@ impl Store {
         let rows =
             query(&self.pool, "count_lines", COUNT, &[&pool.as_str(), lanes, tenants, names, behind, &most])
                 .await?;
-        // One for each, in their order.
-        let count = |(row, place): (&Row, &LinePlace)| LineCount {
-            place: place.clone(),
+        let count = |row: &Row| LineCount {
             jobs: row.get::<_, i64>(0).unsigned_abs(),
             sessions: row.get::<_, i64>(1).unsigned_abs(),
             oldest_ms: row.get::<_, Option<i64>>(2).unwrap_or(0).max(0).unsigned_abs(),
         };
-        Ok(rows.iter().zip(lines).map(count).collect())
+        Ok(rows.iter().map(count).collect())
     }
 }

@@ -32,7 +32,9 @@ pub enum ChangedLimit {
 }
 
 /// Limits of one tenant, at most: all of them are read together.
-pub(crate) const MOST: i64 = 10_000;
+pub const MOST_LIMITS: i64 = 10_000;
+/// The highest limit, which the table checks.
+pub const HIGHEST_LIMIT: u32 = 1_000_000;
 
 const SET: &str = concat!(
     "WITH made AS (
@@ -70,7 +72,8 @@ impl Store {
         most: u32,
     ) -> Result<ChangedLimit, StoreError> {
         let (tenant, key) = (tenant.as_str(), key.as_str());
-        let made = self.act("set_limit", SET, &[&actor, &tenant, &key, &i64::from(most), &MOST]).await?;
+        let made =
+            self.act("set_limit", SET, &[&actor, &tenant, &key, &i64::from(most), &MOST_LIMITS]).await?;
         if made > 0 {
             return Ok(ChangedLimit::Done);
         }
