@@ -360,7 +360,7 @@ class Client:
         tries = _Tries(self._retry_for_s, job_id)
         while True:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": last_event_id}
-            # A comment comes every 15 s where nothing else does.
+            # A comment comes every 15 s.
             connection = self._connection(max(self._timeout_s, _WAIT_S))
             pause_s = 0.0
             try:

@@ -82,8 +82,12 @@ pub enum News {
     Seen(Arc<Counted<Seen>>),
     /// Text that a job streams.
     Text(Arc<Counted<TextPiece>>),
+    /// Nothing waits. It comes every 15 s.
+    Quiet,
     /// What is followed cannot be read, again and again. Nothing comes behind this.
     Unreadable,
+    /// This process stops. Nothing comes behind this.
+    Stopping,
 }
 
 /// All that is followed in this process; clones share it.
@@ -133,8 +137,8 @@ impl Following {
         self.0.apart.notify_one();
     }
 
-    /// Waits until this job has ended, but not longer than this; `None` when it has not. A job that the ledger does
-    /// not know yet is waited for as well.
+    /// Waits until this job has ended, but not longer than this, nor beyond the stop; `None` when it has not. A job that the
+    /// ledger does not know yet is waited for as well.
     pub async fn end_of(&self, job_id: JobId, until: Instant) -> Option<Arc<JobView>> {
         let wish = Wish {
             followed: Followed::Job(job_id),
@@ -151,10 +155,15 @@ impl Following {
                         return Some(view.clone());
                     }
                 }
-                News::Text(_) => {}
-                News::Unreadable => return None,
+                News::Text(_) | News::Quiet => {}
+                News::Unreadable | News::Stopping => return None,
             }
         }
+    }
+
+    /// Ends all followers, and those that come from now on.
+    pub fn stop(&self) {
+        self.lock().stop();
     }
 
     fn lock(&self) -> MutexGuard<'_, Topics> {

@@ -9,8 +9,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// The unit in which bytes are counted.
 const UNIT: usize = 1_024;
-/// The most on each of the ways. A batch of the ledger's has at most half of it.
-const MOST: usize = 16 * 1_024 * 1_024 / UNIT;
+/// The most on each of the ways: four batches of the ledger's.
+const MOST: usize = 4 * 1_024 * 1_024 / UNIT;
 
 /// How much may still be on its way.
 pub struct Memory {

@@ -16,7 +16,7 @@ use crate::error::{Error, Problem};
 use crate::tries::{Tries, is_retried, retry_after};
 use crate::view::{Job, said};
 
-/// A comment comes every 15 s where nothing else does.
+/// A comment comes every 15 s.
 const SILENT: Duration = Duration::from_secs(45);
 
 /// What happens to a job.

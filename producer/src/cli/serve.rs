@@ -151,6 +151,7 @@ impl Serve {
         let store = ledger.store.clone();
         lifecycle.spawn("publishing", |end| publisher.run(end));
         let clock = pulse.clone();
+        let followed = following.clone();
         lifecycle.spawn("following", |end| following.run(store, clock, listener, end));
         lifecycle.spawn("backlog", |end| async move { backlog.keep(end).await });
         lifecycle.spawn("uses of keys", |end| async move {
@@ -181,6 +182,7 @@ impl Serve {
         lifecycle.spawn("webhooks", |end| sending.run(end));
         info!(address = %bound, "takes jobs over HTTP");
         let result = lifecycle.until(&stop).await;
+        followed.stop();
         // What they need outlasts the last answers.
         answered.cancelled().await;
         begun.close();

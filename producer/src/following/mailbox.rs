@@ -66,6 +66,10 @@ impl Mailbox {
     /// Adds this, or returns false if the follower does not keep up.
     pub fn offer(&self, news: News) -> bool {
         let mut held = self.lock();
+        // That nothing waits is untrue from now on.
+        if let Some(News::Quiet) = held.news.front() {
+            held.news.pop_front();
+        }
         let bytes = news.bytes();
         let is_full = held.news.len() >= WAITING || held.bytes + bytes > WAITING_BYTES;
         if held.is_closed || (is_full && !held.news.is_empty()) {
@@ -75,6 +79,15 @@ impl Mailbox {
         held.news.push_back(news);
         self.arrived.notify_one();
         true
+    }
+
+    /// Says that nothing waits, where that is so.
+    pub fn say_quiet(&self) {
+        let mut held = self.lock();
+        if held.news.is_empty() && !held.is_closed {
+            held.news.push_back(News::Quiet);
+            self.arrived.notify_one();
+        }
     }
 
     /// Whether nothing waits.
@@ -137,7 +150,7 @@ impl News {
         match self {
             News::Seen(seen) => seen.bytes,
             News::Text(piece) => piece.bytes,
-            News::Unreadable => 0,
+            News::Quiet | News::Unreadable | News::Stopping => 0,
         }
     }
 }
@@ -175,6 +188,14 @@ mod tests {
         one.close();
         assert!(one.next().await.is_some() && one.next().await.is_none());
         assert_eq!(total.load(Ordering::Relaxed), 0);
+        let idle = Mailbox::default();
+        idle.say_quiet();
+        idle.say_quiet();
+        assert!(idle.offer(text(WAITING_BYTES + 1, &total)), "that nothing waits takes no place");
+        idle.say_quiet();
+        assert!(matches!(idle.next().await, Some(News::Text(_))));
+        idle.say_quiet();
+        assert!(matches!(idle.next().await, Some(News::Quiet)) && idle.is_empty());
         let many = Mailbox::default();
         assert_eq!((0..2 * WAITING).filter(|_| many.offer(text(0, &total))).count(), WAITING);
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use job::{JobId, SessionKey, Trouble, decode_changes, decode_text};
 use queue::{Announced, Listener};
 use store::{EndedJob, JobView, LiveJob, LiveSession, StepsOf, Store, StoreError};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -31,6 +31,10 @@ const STEPS_BYTES: i64 = 4 << 20;
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// How often it is asked whether the keys of followers are still valid: a revoked key ends its streams within 5 s.
 const KEYS_EVERY: Duration = Duration::from_secs(2);
+/// How often a follower hears that nothing waits, so that a client that is gone is noticed. Followers have no clock of their own,
+/// because there are thousands; a part of them hears it at a time.
+const QUIET: Duration = Duration::from_secs(15);
+const QUIET_PARTS: u32 = 15;
 /// A job's end has the time at which its transaction began, and is seen when that is committed.
 const COMMITTED_WITHIN_MS: i64 = 15_000;
 
@@ -88,7 +92,16 @@ impl Following {
                 }
             }
         };
-        end.run_until_cancelled(async { tokio::join!(hearing, reading, reading_apart, checking) }).await;
+        let saying_quiet = async {
+            let mut clock = interval(QUIET / QUIET_PARTS);
+            clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            for part in (0..u64::from(QUIET_PARTS)).cycle() {
+                clock.tick().await;
+                self.lock().say_quiet(|id| id % u64::from(QUIET_PARTS) == part);
+            }
+        };
+        let all = async { tokio::join!(hearing, reading, reading_apart, checking, saying_quiet) };
+        end.run_until_cancelled(all).await;
     }
 
     fn hear(&self, to: Announced, body: &[u8]) {

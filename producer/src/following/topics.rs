@@ -1,6 +1,7 @@
 //! The list of what is followed, and by whom. It asks nothing itself.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -42,6 +43,7 @@ pub(super) struct Topics {
     shards: HashMap<u8, usize>,
     /// Bytes that wait for all followers.
     held: Arc<AtomicUsize>,
+    is_stopping: bool,
 }
 
 /// What is followed, as it was read last.
@@ -56,7 +58,9 @@ struct Topic {
     apart: Option<u32>,
     /// Checkpoints behind this place were not read yet.
     behind: StepPlace,
-    live: Vec<LiveJob>,
+    /// The jobs that were live, and a hash of how they were: thousands of topics lie idle, so that none keeps what was read.
+    live: Vec<JobId>,
+    live_hash: u64,
     /// Jobs of a session that were announced since.
     hinted: Vec<JobId>,
     /// The session's version. `None` if ends since `since` are to be looked for.
@@ -122,6 +126,10 @@ impl Topics {
         let news = Arc::<Mailbox>::default();
         self.next_id += 1;
         let id = self.next_id;
+        if self.is_stopping {
+            news.cut_off_with(News::Stopping);
+            return (id, news, self.wanted());
+        }
         let is_new = !self.topics.contains_key(&followed);
         let topic = self.topics.entry(followed.clone()).or_default();
         topic.behind = if is_new { behind } else { topic.behind.min(behind) };
@@ -247,6 +255,21 @@ impl Topics {
         self.cut_off_places(|place| slow.contains(&place.id));
     }
 
+    /// Says to those of these followers for whom nothing waits that this is so.
+    pub(super) fn say_quiet(&self, is_meant: impl Fn(u64) -> bool) {
+        let places = self.topics.values().flat_map(|topic| &topic.places);
+        places.filter(|place| is_meant(place.id)).for_each(|place| place.news.say_quiet());
+    }
+
+    /// Ends all followers, and those that come from now on.
+    pub(super) fn stop(&mut self) {
+        self.is_stopping = true;
+        for place in self.topics.values().flat_map(|topic| &topic.places) {
+            place.news.cut_off_with(News::Stopping);
+        }
+        self.cut_off_places(|_| true);
+    }
+
     /// Whether anything is to be read together.
     pub(super) fn is_due(&self) -> bool {
         !self.due.is_empty() || !self.sweep.is_empty()
@@ -294,7 +317,7 @@ impl Topics {
             place.stage = Stage::Reading;
             is_first = true;
         }
-        let mut known: Vec<JobId> = topic.live.iter().map(|job| job.job_id).collect();
+        let mut known = topic.live.clone();
         known.append(&mut topic.hinted);
         known.sort_unstable();
         known.dedup();
@@ -374,9 +397,11 @@ impl Topics {
         if is_whole {
             (topic.version, topic.since) = (version, since);
         }
-        let is_news = !seen.steps.is_empty() || !seen.ended.is_empty() || topic.live != seen.live;
+        let live_hash = hash(&seen.live);
+        let is_news = !seen.steps.is_empty() || !seen.ended.is_empty() || topic.live_hash != live_hash;
         let is_over = matches!(followed, Followed::Job(_)) && !seen.ended.is_empty();
-        topic.live = seen.live.clone();
+        topic.live = seen.live.iter().map(|job| job.job_id).collect();
+        topic.live_hash = live_hash;
         let bytes = seen.bytes();
         let news = News::Seen(Arc::new(Counted::new(seen, bytes, &self.held)));
         let mut is_handed_out = false;
@@ -437,6 +462,17 @@ impl Seen {
         let ended = self.ended.iter().map(|view| view.bytes());
         size_of::<Seen>() + size_of::<LiveJob>() * self.live.len() + steps.chain(ended).sum::<usize>()
     }
+}
+
+/// What differs where one of these jobs has changed.
+fn hash(live: &[LiveJob]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for LiveJob { job_id, session: _, state, attempts, begun, code, questions } in live {
+        (job_id, state, attempts, begun, code).hash(&mut hasher);
+        questions.iter().for_each(|open| open.call_id.hash(&mut hasher));
+        questions.len().hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 /// Hands news to a follower, or cuts it off if it does not keep up. Returns whether it does.

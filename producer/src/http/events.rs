@@ -2,19 +2,17 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
 
+use axum::body::{Body, Bytes};
 use axum::extract::RawQuery;
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue};
-use axum::response::sse::{Event as Line, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream};
 use job::{JobId, JobState, Json, Name, Note, SessionKey, TextPiece, Usd};
 use serde::Serialize;
 use store::{LiveJob, Step, StepPlace};
-use tokio_util::sync::CancellationToken;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -31,17 +29,17 @@ use super::view::{Job, Question};
 use super::{Door, Shared};
 use crate::following::{Event, Followed, Follower, News, Position, Sequence, Wish};
 
-/// A comment is sent after so long without an event, so that a client that is gone is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// When clients come back after the end of this process. They are spread over as long again.
 const RETRY_MS: u64 = 1_000;
 /// When clients come back whose stream was ended because what it follows cannot be read.
-const UNREADABLE_RETRY: Duration = Duration::from_secs(30);
+const UNREADABLE_RETRY_MS: u64 = 30_000;
 /// What is asked of a stream that goes on may lie this long before its last event.
 const OVERLAP_MS: i64 = 15_000;
-/// Proxies are asked to pass each event on at once (nginx).
-const UNBUFFERED: (HeaderName, HeaderValue) =
-    (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+/// Caches ask for it anew, and proxies (nginx) pass each event on at once.
+const HEADERS: [(&str, &str); 3] =
+    [("content-type", "text/event-stream"), ("cache-control", "no-cache"), ("x-accel-buffering", "no")];
+/// A line that clients ignore.
+const COMMENT: Bytes = Bytes::from_static(b":\n\n");
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<Door>> {
@@ -50,7 +48,7 @@ pub fn routes() -> OpenApiRouter<Arc<Door>> {
 
 /// An event of a stream: its lines `event`, `id` and `data`.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "describes what `Line` writes")]
+#[expect(dead_code, reason = "describes what `lines` writes")]
 pub struct StreamEvent {
     /// Its kind: `state`, `iteration`, `text`, `note`, `gap` or `end`.
     event: String,
@@ -281,22 +279,20 @@ async fn answer(
     place: FollowerPlace,
 ) -> Response {
     let follower = door.following.follow(wish).await;
-    let (stop, gauge) = (door.stop.clone(), FollowerGauge::begin());
+    let gauge = FollowerGauge::begin();
     let events = VecDeque::new();
     let spread = follower.id() % RETRY_MS;
     let streamed = Streamed {
         follower,
         sequence,
         content: principal.may(Scope::Content),
-        stop,
         events,
         spread,
         over: false,
         _gauge: gauge,
         _place: place,
     };
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    ([UNBUFFERED], Sse::new(streamed.into_stream()).keep_alive(keep_alive)).into_response()
+    (HEADERS, Body::from_stream(streamed.into_stream())).into_response()
 }
 
 /// A stream under way.
@@ -305,7 +301,6 @@ struct Streamed {
     sequence: Sequence,
     /// Whether the caller is shown what was said. The rest of it is not kept: there are thousands of streams.
     content: bool,
-    stop: CancellationToken,
     /// What was read and not sent yet. Each is written as text when its turn has come.
     events: VecDeque<(Position, Event)>,
     spread: u64,
@@ -315,33 +310,31 @@ struct Streamed {
 }
 
 impl Streamed {
-    fn into_stream(self) -> impl Stream<Item = Result<Line, Infallible>> + Send + 'static {
+    /// Ends the stream; its client comes back after so long.
+    fn end(&mut self, retry_ms: u64) -> Bytes {
+        self.over = true;
+        format!("retry: {retry_ms}\n\n").into()
+    }
+
+    fn into_stream(self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
         // A future has what it is given twice, once before and once while it runs. So it is given a pointer.
         let this = Box::new(self);
         stream::unfold(this, async |mut streamed| Some((Ok(streamed.next().await?), streamed)))
     }
 
-    async fn next(&mut self) -> Option<Line> {
+    async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some((position, event)) = self.events.pop_front() {
                 if self.events.is_empty() {
                     // An idle stream keeps no room for events.
                     self.events = VecDeque::new();
                 }
-                return Some(line(event, self.content).id(position.to_string()));
+                return Some(written(event, position, self.content));
             }
             if self.over {
                 return None;
             }
-            let news = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => {
-                    self.over = true;
-                    return Some(Line::default().retry(Duration::from_millis(RETRY_MS + self.spread)));
-                }
-                news = self.follower.next() => news?,
-            };
-            match news {
+            match self.follower.next().await? {
                 News::Seen(seen) => {
                     let events = self.sequence.events(&seen);
                     let is_end = |(_, event): &(Position, Event)| matches!(event, Event::End(_));
@@ -352,41 +345,46 @@ impl Streamed {
                 News::Text(piece) if self.sequence.job_id().is_none_or(|job_id| job_id == piece.job_id) => {
                     let TextPiece { job_id, text, note, .. } = TextPiece::clone(&piece);
                     return Some(match note {
-                        Some(Note { name, data }) => with("note", &NoteEvent { job_id, name, data }),
-                        None => with("text", &TextEvent { job_id, text }),
+                        Some(Note { name, data }) => lines("note", None, &NoteEvent { job_id, name, data }),
+                        None => lines("text", None, &TextEvent { job_id, text }),
                     });
                 }
                 News::Text(_) => {}
-                News::Unreadable => {
-                    self.over = true;
-                    return Some(Line::default().retry(UNREADABLE_RETRY));
-                }
+                News::Quiet => return Some(COMMENT),
+                News::Unreadable => return Some(self.end(UNREADABLE_RETRY_MS)),
+                News::Stopping => return Some(self.end(RETRY_MS + self.spread)),
             }
         }
     }
 }
 
-/// An event as it is sent, without its id.
-fn line(event: Event, content: bool) -> Line {
+/// An event as it is sent.
+fn written(event: Event, position: Position, content: bool) -> Bytes {
+    let at = Some(position);
     match event {
         Event::State(LiveJob { job_id, state, attempts, code, questions, .. }) => {
             let questions = questions.into_iter().map(|open| Question::of(open, content)).collect();
-            with("state", &StateEvent { job_id, state, attempts, code, questions })
+            lines("state", at, &StateEvent { job_id, state, attempts, code, questions })
         }
         Event::Iteration(step) => {
             let Step { job_id, iterations, cost: cost_usd, input_tokens, output_tokens, progress, .. } = step;
             let progress = progress.filter(|_| content);
-            with(
-                "iteration",
-                &IterationEvent { job_id, iterations, cost_usd, input_tokens, output_tokens, progress },
-            )
+            let iteration =
+                IterationEvent { job_id, iterations, cost_usd, input_tokens, output_tokens, progress };
+            lines("iteration", at, &iteration)
         }
-        Event::Gap(job_id, iterations) => with("gap", &GapEvent { job_id, iterations }),
-        Event::End(view) => with("end", &Job::shown((*view).clone(), content)),
+        Event::Gap(job_id, iterations) => lines("gap", at, &GapEvent { job_id, iterations }),
+        Event::End(view) => lines("end", at, &Job::shown((*view).clone(), content)),
     }
 }
 
-fn with(name: &'static str, data: &impl Serialize) -> Line {
-    let data = serde_json::to_string(data).expect("what we show is plain JSON");
-    Line::default().event(name).data(job::one_line(data))
+/// The lines of an event, as WHATWG HTML 9.2 has them. None of the values has a line end.
+fn lines(name: &'static str, id: Option<Position>, data: &impl Serialize) -> Bytes {
+    let data = job::one_line(serde_json::to_string(data).expect("what we show is plain JSON"));
+    let mut lines = format!("event: {name}\ndata: {data}\n");
+    if let Some(id) = id {
+        writeln!(lines, "id: {id}").expect("a String takes all");
+    }
+    lines.push('\n');
+    lines.into()
 }

@@ -386,7 +386,7 @@ async fn after_its_end(
     job_id: JobId,
     until: Instant,
 ) -> Result<JobView, Problem> {
-    let ended = door.stop.run_until_cancelled(door.following.end_of(job_id, until)).await.flatten();
+    let ended = door.following.end_of(job_id, until).await;
     let timeout = Timeout::begin();
     principal.still_counts(&door.keys, timeout).await?;
     match ended {

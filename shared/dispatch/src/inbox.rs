@@ -1,6 +1,6 @@
 //! The inbox: takes the jobs that services have enqueued by SQL, and publishes them.
 //!
-//! Of all relays the one that leads (lease `line`) looks every 10 ms, or ten times as long as a look took. It takes a job
+//! Of all relays the one that leads (lease `line`) looks every 10 ms, or ten times as long as it took to find nothing. It takes a job
 //! in as the HTTP API does, decoded by the same decoder. What is no job has its end recorded as `invalid`, under the id
 //! that the service was given. A row is removed after its job is in the ledger, so a crash in between repeats the step, which
 //! then finds the job there.
@@ -24,11 +24,11 @@ use std::time::Duration;
 
 use job::{Limits, ReplyRule, Trouble};
 use prometheus::{IntCounterVec, register_int_counter_vec};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use self::looks::Looks;
-use crate::tick::{OTHER_LEADS, SHORTEST_PAUSE, pause_after, rest};
+use crate::tick::{OTHER_LEADS, SHORTEST_PAUSE, pause_after};
 use crate::{Dispatch, Leader, schedules};
 
 /// Who leads takes from the inbox.
@@ -96,9 +96,7 @@ async fn take(dispatch: &Dispatch, rules: &InboxRules, leader: &Leader, stop: &C
             pause = OTHER_LEADS;
             continue;
         }
-        let begun = Instant::now();
         let looked = looks.look(dispatch, rules).await;
-        let looked = looked.map(|full| if full { Duration::ZERO } else { rest(begun.elapsed()) });
         pause = pause_after(looked, &mut trouble, "jobs enqueued by SQL cannot be taken in");
     }
 }

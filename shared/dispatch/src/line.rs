@@ -9,20 +9,20 @@
 mod turns;
 mod view;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use job::{Name, Trouble};
 use prometheus::{Histogram, register_histogram};
 use queue::BrokerStatus;
-use store::{Admitted, InFlight, Leadership, LineBounds, LineFacts, PoolSeen, StoreError};
+use store::{Admitted, InFlight, Leadership, LineBounds, LineFacts, OldestInFlight, PoolSeen, StoreError};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::turns::Places;
-use self::view::LineView;
+use self::view::{LineView, SLOW};
 use crate::tick::{OTHER_LEADS, REST, SHORTEST_PAUSE, note, pause_after, rest};
 use crate::{Dispatch, Leader};
 
@@ -38,6 +38,8 @@ const FRESH_FOR: Duration = Duration::from_secs(1);
 const AHEAD_S: f64 = 0.05;
 const AHEAD_LOOKS: f64 = 1.5;
 const MOST_AHEAD_S: f64 = 2.0;
+/// Slots wait for the next look, and so do jobs that are wanted soon: a rest is no longer than this, or than the look took.
+const LONGEST_REST: Duration = Duration::from_millis(50);
 /// Jobs of one transaction, at most.
 const BATCH: u64 = 512;
 /// What was seen a while ago is unknown to the autoscaler, so it is written down sooner.
@@ -79,6 +81,15 @@ async fn admit(dispatch: &Dispatch, leader: &Leader, stop: &CancellationToken) {
     let _ = timeout(LAST_SENT, admitter.sent()).await;
 }
 
+/// The turns of a look.
+#[derive(Default)]
+struct Given {
+    /// Whether there may be more at once.
+    may_have_more: bool,
+    /// What it took to let these jobs go.
+    admitting: Duration,
+}
+
 /// What it remembers.
 #[derive(Default)]
 struct Admitter {
@@ -86,13 +97,19 @@ struct Admitter {
     bounds: Option<(Instant, Arc<LineBounds>)>,
     /// When the last look began.
     last: Option<Instant>,
+    /// Where the messages of the next look begin, and when all are read again.
+    oldest: OldestInFlight,
+    read_all_at: Option<Instant>,
+    /// Until when each pool without a known line is looked at for itself, because looking at all of them took long.
+    apart_until: Option<Instant>,
     /// When what was seen is written down again.
     note_at: Option<Instant>,
     unnoted: Trouble,
 }
 
 impl Admitter {
-    /// Gives turns, and now and then writes down what waits. Returns the pause after that.
+    /// Gives turns, and now and then writes down what waits. Returns the pause after that: a rest from what the look has cost
+    /// beside the jobs that it let go. Were these counted, jobs would go in bursts, far ahead of what the workers can take.
     async fn look(
         &mut self,
         dispatch: &Dispatch,
@@ -102,16 +119,52 @@ impl Admitter {
         let begun = Instant::now();
         let since_last = self.last.replace(begun).map_or(0.0, |last| (begun - last).as_secs_f64());
         let ahead_s = (since_last * AHEAD_LOOKS).clamp(AHEAD_S, MOST_AHEAD_S);
-        let mut facts = dispatch.store.line_facts().await?;
+        let (mut facts, all_read) = self.facts(dispatch).await?;
+        // A look that reads all has its rest by the time until the next one.
+        let counted_from = if all_read { Instant::now() } else { begun };
         self.pools.retain(|pool, _| facts.pools.contains(pool));
-        let more = self.give_turns(dispatch, leadership, &mut facts, ahead_s, stop).await;
-        let noted = self.note(dispatch, leadership, &facts).await;
+        let idle = self.idle(dispatch, &facts).await?;
+        let given = self.give_turns(dispatch, leadership, &mut facts, &idle, ahead_s, stop).await;
+        let took = counted_from.elapsed();
+        let noted = self.note(dispatch, leadership, &facts, &idle).await;
         note(&noted, &mut self.unnoted, "what waits in line cannot be written down");
-        Ok(match more? {
+        let given = given?;
+        Ok(match given.may_have_more {
             _ if facts.pools.is_empty() => IDLE,
             true => Duration::ZERO,
-            false => rest(begun.elapsed()),
+            false => {
+                let took = took.saturating_sub(given.admitting);
+                rest(took).min(LONGEST_REST.max(took))
+            }
         })
+    }
+
+    /// Reads what is in flight: now and then all messages, else those from the oldest of the last look. Returns whether all were
+    /// read.
+    async fn facts(&mut self, dispatch: &Dispatch) -> Result<(LineFacts, bool), StoreError> {
+        let begun = Instant::now();
+        let all = self.read_all_at.is_none_or(|at| begun >= at);
+        let oldest = if all { OldestInFlight::new() } else { std::mem::take(&mut self.oldest) };
+        let facts = dispatch.store.line_facts(&oldest).await?;
+        self.oldest.clone_from(&facts.oldest);
+        if all {
+            self.read_all_at = Some(begun + (begun.elapsed() * REST).max(FRESH_FOR));
+        }
+        Ok((facts, all))
+    }
+
+    /// The pools in which nothing waits. One question is about all of them, and none about each: there may be hundreds.
+    async fn idle(&mut self, dispatch: &Dispatch, facts: &LineFacts) -> Result<HashSet<Name>, StoreError> {
+        let begun = Instant::now();
+        let is_unknown = |pool: &&Name| self.pools.get(*pool).is_none_or(LineView::is_empty);
+        let unknown: Vec<Name> = facts.pools.iter().filter(is_unknown).cloned().collect();
+        if unknown.is_empty() || self.apart_until.is_some_and(|until| begun < until) {
+            return Ok(HashSet::new());
+        }
+        let with_lines = dispatch.store.pools_with_lines(&unknown).await?;
+        let took = begun.elapsed();
+        self.apart_until = (took > SLOW).then(|| begun + took * REST);
+        Ok(unknown.into_iter().filter(|pool| !with_lines.contains(pool)).collect())
     }
 
     /// Waits until nothing is on its way to the broker.
@@ -121,25 +174,26 @@ impl Admitter {
         }
     }
 
-    /// Gives as many turns as there are places. Returns whether there may be more at once.
+    /// Gives as many turns as there are places.
     async fn give_turns(
         &mut self,
         dispatch: &Dispatch,
         leadership: &Leadership,
         facts: &mut LineFacts,
+        idle: &HashSet<Name>,
         ahead_s: f64,
         stop: &CancellationToken,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Given, StoreError> {
+        let mut all = Given::default();
         // Without a broker, jobs are better left where they are: their turn can still change.
         let ready = matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. });
         if facts.pools.is_empty() || !ready || dispatch.broker.held_up().is_some() {
-            return Ok(false);
+            return Ok(all);
         }
         let bounds = self.bounds(dispatch).await?;
-        let mut more = false;
         for pool in facts.pools.clone() {
             let view = self.pools.entry(pool.clone()).or_default();
-            if stop.is_cancelled() || view.is_sending() {
+            if stop.is_cancelled() || view.is_sending() || idle.contains(&pool) {
                 continue;
             }
             let places = Places::new(&pool, &facts.in_flight, &bounds);
@@ -153,7 +207,9 @@ impl Admitter {
             if takes.is_empty() {
                 continue;
             }
+            let begun = Instant::now();
             let admitted = dispatch.store.admit(leadership, &pool, &takes).await?;
+            all.admitting += begun.elapsed();
             let may_have_more = view.note(&takes, &admitted.looked_at);
             let mut given = vec![0; takes.len()];
             for job in admitted.looked_at.iter().filter(|job| job.admitted) {
@@ -169,12 +225,12 @@ impl Admitter {
                 jobs,
             });
             facts.in_flight.extend(given);
-            more |= may_have_more && ((admitted.due.len() as u64) < room || room == BATCH);
+            all.may_have_more |= may_have_more && ((admitted.due.len() as u64) < room || room == BATCH);
             if !admitted.looked_at.is_empty() {
                 view.sends(tokio::spawn(send(dispatch.clone(), admitted)));
             }
         }
-        Ok(more)
+        Ok(all)
     }
 
     /// What operators have set, as it was read within the last second.
@@ -195,6 +251,7 @@ impl Admitter {
         dispatch: &Dispatch,
         leadership: &Leadership,
         facts: &LineFacts,
+        idle: &HashSet<Name>,
     ) -> Result<(), StoreError> {
         let begun = Instant::now();
         if self.note_at.is_some_and(|at| begun < at) {
@@ -209,9 +266,13 @@ impl Admitter {
         let mut seen: BTreeMap<Name, PoolSeen> = BTreeMap::new();
         for pool in &facts.pools {
             let view = self.pools.entry(pool.clone()).or_default();
-            view.find(&dispatch.store, pool).await?;
-            let places = Places::new(pool, &facts.in_flight, &bounds);
-            seen.insert(pool.clone(), view.count(&dispatch.store, pool, places).await?);
+            let mut of_pool = PoolSeen::default();
+            if !idle.contains(pool) {
+                view.find(&dispatch.store, pool).await?;
+                let places = Places::new(pool, &facts.in_flight, &bounds);
+                of_pool = view.count(&dispatch.store, pool, places).await?;
+            }
+            seen.insert(pool.clone(), of_pool);
         }
         if !seen.is_empty() {
             dispatch.store.note_seen(leadership, &seen).await?;

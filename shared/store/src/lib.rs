@@ -64,7 +64,8 @@ pub use jobs::{
 };
 pub use line::{
     Admitted, AdmittedJob, BusyJob, ChangedLimit, ChangedPool, HIGHEST_LIMIT, InFlight, LimitView,
-    LineBounds, LineCount, LineFacts, LinePlace, LineTake, MOST_LIMITS, PoolCapacity, PoolSeen, PoolView,
+    LineBounds, LineCount, LineFacts, LinePlace, LineTake, MOST_LIMITS, OldestInFlight, PoolCapacity,
+    PoolSeen, PoolView,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,

@@ -36,6 +36,33 @@ async fn states(store: &Store, jobs: &[JobSpec]) -> Vec<JobState> {
 }
 
 #[tokio::test]
+async fn a_message_counts_for_as_long_as_it_is_on_its_way_and_pools_are_asked_together() {
+    let (database, store) = with_line().await;
+    let pool = name("default");
+    let leadership = admitting(&store, "one").await;
+    let jobs = ["a", "b"].map(|session| job(session, "echo", json!(1)));
+    let none = store.pools_with_lines(std::slice::from_ref(&pool)).await.unwrap();
+    store.accept(&jobs).await.unwrap();
+    let one = store.pools_with_lines(&[pool.clone(), name("other")]).await.unwrap();
+    assert_eq!((none.len(), one.into_iter().collect::<Vec<_>>()), (0, vec![pool.clone()]));
+    store.admit(&leadership, &pool, &[first(2, "default", "", 5)]).await.unwrap();
+    // One has been published for longer than any transaction takes; it waits for a slot.
+    let long_ago = "UPDATE harness_jobs SET state = 'queued', state_since = now() - interval '1 hour' WHERE session_id = 'a'";
+    database.execute(long_ago).await;
+    let count = |facts: &store::LineFacts| facts.in_flight.iter().map(|jobs| jobs.jobs).sum::<u64>();
+    let all = store.line_facts(&store::OldestInFlight::new()).await.unwrap();
+    assert_eq!(count(&all), 2);
+    let again = store.line_facts(&all.oldest).await.unwrap();
+    assert_eq!((count(&again), &again.oldest), (2, &all.oldest));
+    // With that one gone, the next look begins later. What another transaction commits late is still found.
+    database.execute("DELETE FROM harness_jobs WHERE session_id = 'a'").await;
+    let later = store.line_facts(&again.oldest).await.unwrap();
+    assert!(count(&later) == 1 && later.oldest["default"] > all.oldest["default"]);
+    database.execute("UPDATE harness_jobs SET state_since = now() - interval '10 seconds'").await;
+    assert_eq!(count(&store.line_facts(&later.oldest).await.unwrap()), 1);
+}
+
+#[tokio::test]
 async fn a_job_waits_in_its_line_until_it_is_admitted_and_a_message_does_not_overtake() {
     let (database, store) = with_line().await;
     let runner = Runner::register(&store).await;

@@ -104,3 +104,18 @@ fn who_leaves_is_not_due_and_what_waits_for_all_has_a_bound() {
     assert_eq!(waiting, [1, 2, 3, 4, 5, 0, 0, 0], "those with most were cut off");
     assert_eq!(topics.topics.len(), 5);
 }
+
+#[tokio::test]
+async fn who_follows_hears_that_nothing_waits_and_that_the_process_stops() {
+    let mut topics = Topics::default();
+    let news = follow(&mut topics, 1);
+    topics.say_quiet(|id| id != topics.next_id);
+    assert!(news.is_empty());
+    topics.say_quiet(|id| id == topics.next_id);
+    assert!(matches!(news.next().await, Some(News::Quiet)));
+    topics.stop();
+    for news in [news, follow(&mut topics, 2)] {
+        assert!(matches!(news.next().await, Some(News::Stopping)) && news.next().await.is_none());
+    }
+    assert!(topics.topics.is_empty() && !topics.is_due());
+}

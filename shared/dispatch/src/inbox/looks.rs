@@ -18,7 +18,7 @@ use tracing::warn;
 
 use super::InboxRules;
 use crate::Dispatch;
-use crate::tick::REST;
+use crate::tick::{REST, rest};
 
 /// A look for all tenants that takes longer is slow.
 const SLOW: Duration = Duration::from_millis(5);
@@ -50,12 +50,19 @@ pub(super) struct Looks {
 }
 
 impl Looks {
-    /// Takes what one look finds. Returns whether there may be more.
-    pub(super) async fn look(&mut self, dispatch: &Dispatch, rules: &InboxRules) -> Result<bool, StoreError> {
+    /// Takes what one look finds. Returns the pause after that: a rest from what it took to look. What it took to take jobs in
+    /// is their own cost, and is no reason to let the next ones wait.
+    pub(super) async fn look(
+        &mut self,
+        dispatch: &Dispatch,
+        rules: &InboxRules,
+    ) -> Result<Duration, StoreError> {
+        let begun = Instant::now();
         self.find(&dispatch.store).await?;
+        let pause = rest(begun.elapsed());
         let turns = self.turns();
         if turns.is_empty() {
-            return Ok(false);
+            return Ok(pause);
         }
         let bounds =
             InboxBounds { of_each: OF_EACH, most: MOST, largest: rules.largest(), most_bytes: MOST_BYTES };
@@ -75,7 +82,7 @@ impl Looks {
         }
         // They are in order, so the last one of each tenant stays.
         self.places.extend(rows.into_iter().map(|row| (row.tenant, row.seq)));
-        Ok(more)
+        Ok(if more { Duration::ZERO } else { pause })
     }
 
     /// Finds tenants that have rows: all, or those that are new.

@@ -20,7 +20,7 @@ use crate::tick::REST;
 /// Lines of one question, at most and at least.
 const PAGE: (i32, i32) = (1_000, 16);
 /// A question that takes longer is followed by a rest, and by a smaller one.
-const SLOW: Duration = Duration::from_millis(5);
+pub(super) const SLOW: Duration = Duration::from_millis(5);
 /// Up to this lane jobs are wanted soon: they are found for themselves.
 const SOON: i16 = 1;
 const LAST: i16 = 3;
@@ -91,6 +91,11 @@ impl LineView {
     /// Whether what was admitted last is on its way to the broker yet. A queue that does not confirm holds up its own pool.
     pub(super) fn is_sending(&self) -> bool {
         self.sending.as_ref().is_some_and(|sending| !sending.is_finished())
+    }
+
+    /// Whether no line is known.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
     }
 
     /// Notes that something is on its way.

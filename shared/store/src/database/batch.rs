@@ -31,8 +31,9 @@ pub(crate) trait Batched: Send + Sync + Sized + 'static {
     type Answer: Send + 'static;
     /// The maximum number of calls in one transaction.
     const MAX_ROWS: usize = 256;
-    /// The maximum size of one transaction in bytes. A single call that is larger goes alone.
-    const MAX_BYTES: usize = 8 * 1024 * 1024;
+    /// The maximum size of one transaction in bytes. A single call that is larger goes alone. Every connection keeps two buffers as
+    /// large as the largest transaction that it has sent, and a larger batch saves little: its cost is in its bytes.
+    const MAX_BYTES: usize = 1024 * 1024;
     /// How many transactions can run side by side, so that a slow one does not block the next.
     const LANES: usize = 2;
 

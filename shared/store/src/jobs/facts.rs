@@ -139,20 +139,26 @@ const ENDED: &str = "
       FROM harness_results WHERE job_id = $1";
 
 /// The jobs that have a place: those that run, and those of pools with a line whose message is on its way to a worker, up to so
-/// many of each pool and state.
+/// many of each pool and state, of those that came there at this time or later (an expression that may use `p.pool`).
 macro_rules! placed {
-    ($most:literal) => {
+    ($most:literal, $since:literal) => {
         concat!(
-            "SELECT pool, tenant, line, true AS running FROM harness_jobs WHERE worker_id IS NOT NULL
+            "SELECT pool, tenant, line, NULL::timestamptz AS state_since FROM harness_jobs WHERE worker_id IS NOT NULL
              UNION ALL
-             SELECT p.pool, j.tenant, j.line, false
+             SELECT p.pool, j.tenant, j.line, j.state_since
                FROM harness_pools p
               CROSS JOIN LATERAL (
-                    (SELECT tenant, line FROM harness_jobs WHERE state = 'publishing' AND pool = p.pool LIMIT ",
+                    (SELECT tenant, line, state_since FROM harness_jobs
+                      WHERE state = 'publishing' AND pool = p.pool AND state_since >= ",
+            $since,
+            " ORDER BY state_since LIMIT ",
             $most,
             ")
                     UNION ALL
-                    (SELECT tenant, line FROM harness_jobs WHERE state = 'queued' AND pool = p.pool LIMIT ",
+                    (SELECT tenant, line, state_since FROM harness_jobs
+                      WHERE state = 'queued' AND pool = p.pool AND state_since >= ",
+            $since,
+            " ORDER BY state_since LIMIT ",
             $most,
             ")) j
               WHERE p.line"
@@ -168,7 +174,7 @@ const IN_LINE: &str = concat!(
         SELECT pool, lane, tenant, line, seq FROM harness_jobs WHERE job_id = $1 AND state = 'waiting'
     ), here AS MATERIALIZED (
         SELECT placed.line FROM me CROSS JOIN LATERAL ("#,
-    placed!("10000"),
+    placed!("10000", "'-infinity'"),
     r#") placed
          WHERE me.line <> '' AND placed.pool = me.pool AND placed.tenant = me.tenant AND placed.line <> ''
     )
@@ -189,7 +195,7 @@ const IN_LINE: &str = concat!(
            SELECT n.max_running::bigint AS most, c.taken
              FROM harness_tenants n
             CROSS JOIN LATERAL (SELECT count(*) AS taken FROM ("#,
-    placed!("10000"),
+    placed!("10000", "'-infinity'"),
     r#") placed WHERE placed.tenant = me.tenant) c
             WHERE n.name = me.tenant AND n.max_running IS NOT NULL AND c.taken >= n.max_running) t ON true"#
 );

@@ -1,5 +1,6 @@
 //! Whose turn it is: finds the lines of a pool, and admits the next jobs of some.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
@@ -8,7 +9,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::database::{LOCK_LEADERSHIP, LOCK_SESSIONS, Params, Tx, leads, query, read_change, read_job_id};
+use crate::database::{
+    LOCK_LEADERSHIP, LOCK_SESSIONS, Params, Tx, leads, query, read_change, read_job_id, read_name,
+};
 use crate::jobs::{CREATE_SESSIONS_OF, DueJob};
 use crate::{Leadership, Store, StoreError};
 
@@ -83,6 +86,12 @@ const FIND: &str = r#"
          WHERE l.found < $5 AND l.lane <= $6::smallint
     )
     SELECT lane, tenant, line, seq FROM lines WHERE lane <= $6::smallint"#;
+
+/// By the same index, one entry of each pool.
+const WITH_LINES: &str = "
+    SELECT p.pool FROM unnest($1::text[]) AS p(pool)
+     WHERE (SELECT job_id FROM harness_jobs j WHERE j.state = 'waiting' AND j.pool = p.pool
+             ORDER BY j.lane, j.tenant COLLATE \"C\", j.line, j.seq LIMIT 1) IS NOT NULL";
 
 /// A job that does not just wait for its session (`on_busy`) has its turn in any case: the worker that finds the session busy
 /// does what it says. Row locks are never waited for: what another transaction has at this moment has its turn at the next look.
@@ -196,6 +205,13 @@ impl Store {
             behind: row.get::<_, i64>(3) - 1,
         };
         Ok(rows.iter().map(read).collect())
+    }
+
+    /// Returns those of these pools in which jobs wait in line.
+    pub async fn pools_with_lines(&self, pools: &[Name]) -> Result<HashSet<Name>, StoreError> {
+        let pools: Vec<&str> = pools.iter().map(Name::as_str).collect();
+        let rows = query(&self.pool, "pools_with_lines", WITH_LINES, &[&pools]).await?;
+        Ok(rows.iter().filter_map(|row| read_name(row, 0)).collect())
     }
 
     /// Admits the next jobs of these lines of a pool, under this leadership; without it nothing changes. What cannot run

@@ -44,7 +44,13 @@ pub struct LineFacts {
     pub capacity: HashMap<String, PoolCapacity>,
     /// In pools with a line; jobs that run, in all pools.
     pub in_flight: Vec<InFlight>,
+    /// Where the messages of the next look begin.
+    pub oldest: OldestInFlight,
 }
+
+/// By pool: since when its oldest message has been on its way, or when it was looked for, by Postgres's clock; in microseconds
+/// since 1970.
+pub type OldestInFlight = HashMap<String, i64>;
 
 /// What holds jobs back, as operators have set it.
 #[derive(Clone, Debug, Default)]
@@ -109,7 +115,8 @@ impl PoolSeen {
     }
 }
 
-const LINED: &str = "SELECT pool FROM harness_pools WHERE line ORDER BY pool";
+const LINED: &str =
+    "SELECT pool, (extract(epoch FROM now()) * 1000000)::bigint FROM harness_pools WHERE line ORDER BY pool";
 
 const CAPACITY: &str = "
     SELECT w.pool, coalesce(sum(greatest(w.slots - h.held, 0)), 0)::bigint, coalesce(sum(w.starts_per_s), 0)::float8
@@ -121,10 +128,18 @@ const CAPACITY: &str = "
      GROUP BY w.pool";
 
 /// Beyond so many messages on their way there is no room in any window, and no more are counted.
+///
+/// Where a snapshot elsewhere keeps Postgres from removing what has left, a walk over all messages becomes as long as what was
+/// sent since. So it begins with the oldest of the last look. A message that came later carries the begin of its transaction, and
+/// is found if that took less than 15 s. What was committed later still is found when all are read again.
 const IN_FLIGHT: &str = concat!(
-    "SELECT pool, tenant, line, running, count(*) FROM (",
-    placed!("20000"),
-    ") placed GROUP BY pool, tenant, line, running"
+    "SELECT pool, tenant, line, state_since IS NULL, count(*), (extract(epoch FROM min(state_since)) * 1000000)::bigint FROM (",
+    placed!(
+        "20000",
+        "least(coalesce('epoch'::timestamptz + ($1::text::json ->> p.pool)::bigint * interval '1 microsecond', '-infinity'),
+               now() - interval '15 seconds')"
+    ),
+    ") placed GROUP BY pool, tenant, line, state_since IS NULL"
 );
 
 const TENANTS: &str = "
@@ -157,14 +172,22 @@ pub(super) const NOTE: &str = concat!(
 );
 
 impl Store {
-    /// Reads places and what is in flight, in one snapshot of each.
-    pub async fn line_facts(&self) -> Result<LineFacts, StoreError> {
+    /// Reads places and what is in flight, in one snapshot of each. Of a pool's messages, those older than the oldest of the last
+    /// look are not looked for; of a pool without one, all are.
+    pub async fn line_facts(&self, last: &OldestInFlight) -> Result<LineFacts, StoreError> {
+        let last = serde_json::to_string(last).expect("names and numbers");
         let tx = Tx::prepare(&self.pool, "line_facts", [LINED, CAPACITY, IN_FLIGHT]).await?;
-        let [pools, capacity, in_flight] = tx.run([&[], &[], &[]]).await?;
+        let [pools, capacity, in_flight] = tx.run([&[], &[], &[&last]]).await?;
         let count = |row: &Row, column: usize| row.get::<_, i64>(column).max(0).unsigned_abs();
         let capacity = capacity
             .iter()
             .map(|row| (row.get(0), PoolCapacity { free_slots: count(row, 1), starts_per_s: row.get(2) }));
+        let mut oldest: OldestInFlight = pools.iter().map(|row| (row.get(0), row.get(1))).collect();
+        for row in &in_flight {
+            if let (Some(oldest), Some(of_row)) = (oldest.get_mut(row.get::<_, &str>(0)), row.get(5)) {
+                *oldest = (*oldest).min(of_row);
+            }
+        }
         let in_flight = in_flight.iter().map(|row| InFlight {
             pool: row.get(0),
             tenant: row.get(1),
@@ -176,6 +199,7 @@ impl Store {
             pools: pools.iter().filter_map(|row| read_name(row, 0)).collect(),
             capacity: capacity.collect(),
             in_flight: in_flight.collect(),
+            oldest,
         })
     }
 

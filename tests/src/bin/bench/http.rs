@@ -5,8 +5,8 @@
 //! Postgres, the worker and this client, so that ratios and CPU time matter more than rates. Writes
 //! `target/bench-http.json`.
 
-mod client;
-mod door;
+pub mod client;
+pub mod door;
 mod idle;
 mod latency;
 
@@ -47,9 +47,6 @@ pub struct Raw<'a> {
 
 /// Measures with so many jobs a phase.
 pub async fn run(meter: &Meter, raw: Raw<'_>, database: &str, jobs: usize) -> anyhow::Result<()> {
-    // Thousands of connections are open on both ends.
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     ensure!(jobs <= BATCH || jobs.is_multiple_of(BATCH), "expected a multiple of {BATCH} jobs");
     let door = Door::start(database).await?;
     let pool = Name::default();
@@ -96,12 +93,7 @@ pub async fn run(meter: &Meter, raw: Raw<'_>, database: &str, jobs: usize) -> an
     let changes = state_changes(meter, &door, &worker, waiting + jobs, jobs / 4, steady_per_s / 4.0).await?;
     drop(worker);
 
-    eprintln!("idle streams: {IDLE} over HTTP/1.1, and over HTTP/2");
-    let ids = idle::jobs(&door, IDLE).await?;
-    all_queued(database).await?;
-    drop(door);
-    let http1 = idle::http1(database, &ids).await?;
-    let http2 = idle::http2(database, &ids).await?;
+    let [http1, http2] = idle_streams(door, database).await?;
 
     let figures = json!({
         "jobs": jobs, "input_bytes": INPUT_BYTES, "worker_slots": SLOTS,
@@ -130,6 +122,27 @@ pub async fn run(meter: &Meter, raw: Raw<'_>, database: &str, jobs: usize) -> an
         cost.show(name);
     }
     Ok(())
+}
+
+/// Measures idle streams alone.
+pub async fn run_idle(database: &str) -> anyhow::Result<()> {
+    let [http1, http2] = idle_streams(Door::start(database).await?, database).await?;
+    println!(
+        "{}",
+        serde_json::to_string_pretty(&json!({ "http1": http1.to_json(), "http2": http2.to_json() }))?
+    );
+    Ok(())
+}
+
+async fn idle_streams(door: Door, database: &str) -> anyhow::Result<[idle::Idle; 2]> {
+    eprintln!("idle streams: {IDLE} over HTTP/1.1, and over HTTP/2");
+    // Thousands of connections are open on both ends.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let ids = idle::jobs(&door, IDLE).await?;
+    all_queued(database).await?;
+    drop(door);
+    Ok([idle::http1(database, &ids).await?, idle::http2(database, &ids).await?])
 }
 
 /// Measures state changes alone, at this many jobs per second.

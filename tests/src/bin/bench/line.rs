@@ -3,19 +3,22 @@
 //! First so many jobs of 10,000 tenants wait, and a relay admits them as fast as it can for workers that exist on paper: each
 //! message ends at once. Half of the time a transaction elsewhere holds a snapshot, so that Postgres can remove nothing that has left
 //! the line. Then a worker with 64 slots serves tenants, lanes and keys that stand in each other's way, without a line and with one.
+//! At last, how long a job waits for its start where nothing stands in its way, by HTTP and by SQL.
 //! Writes `target/bench-line.json`.
 
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
-use job::{Name, WorkerId};
+use job::{JobId, Name, Tenant, WorkerId};
 use postgres::{Address, SetBy};
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use store::{Store, StoreConfig, WorkerRegistration};
 
 use crate::Worker;
+use crate::http::client::post;
+use crate::http::door::Door;
 
 const JOBS: usize = 1_000_000;
 const TENANTS: usize = 10_000;
@@ -27,6 +30,9 @@ const JOB_MS: u64 = 50;
 /// Jobs of the tenant, and of the lane, that stand in the way.
 const CROWD: usize = 20_000;
 
+/// Jobs of which the wait for a start is measured, some 25 ms apart.
+const ALONE: usize = 400;
+
 /// So many jobs (`$1`) of so many tenants (`$2`), as an acceptance writes them.
 const INSERT: &str = "
     INSERT INTO harness_jobs (job_id, tenant, session_id, agent_id, pool, message, state, due_at, lane, line)
@@ -37,7 +43,8 @@ const INSERT: &str = "
       FROM (SELECT (lpad(to_hex((extract(epoch FROM clock_timestamp()) * 1000)::bigint), 12, '0') || '7' ||
                     lpad(to_hex((random() * 4095)::int), 3, '0') || '8' || substr(md5(random()::text), 1, 15))::uuid AS job_id,
                    CASE WHEN $2 = 1 THEN $8 ELSE $8 || (n % $2) END AS tenant
-              FROM generate_series(1, $1) n) new";
+              FROM generate_series(1, $1) n) new
+    RETURNING job_id::text";
 
 /// Jobs to insert.
 struct Crowd<'a> {
@@ -50,7 +57,9 @@ struct Crowd<'a> {
 }
 
 impl Crowd<'_> {
-    async fn insert(&self, database: &str, pool: &Name) -> anyhow::Result<()> {
+    /// Returns the jobs' ids.
+    async fn insert(&self, database: &str, pool: &Name) -> anyhow::Result<Vec<String>> {
+        let mut ids = Vec::with_capacity(self.jobs);
         let mut sql = PgConnection::connect(database).await?;
         let (agent, input) = match self.ms {
             0 => ("echo", "1".to_owned()),
@@ -58,7 +67,7 @@ impl Crowd<'_> {
         };
         // In parts, so that no transaction is long.
         for part in (0..self.jobs).step_by(50_000) {
-            sqlx::query(INSERT)
+            let inserted: Vec<String> = sqlx::query_scalar(INSERT)
                 .bind(50_000.min(self.jobs - part) as i32)
                 .bind(self.tenants as i32)
                 .bind(self.lane)
@@ -67,10 +76,11 @@ impl Crowd<'_> {
                 .bind(&input)
                 .bind(self.key)
                 .bind(self.tenant)
-                .execute(&mut sql)
+                .fetch_all(&mut sql)
                 .await?;
+            ids.extend(inserted);
         }
-        Ok(())
+        Ok(ids)
     }
 }
 
@@ -79,12 +89,19 @@ pub async fn run(database: &str, jobs: Option<usize>) -> anyhow::Result<()> {
     let jobs = jobs.unwrap_or(JOBS);
     let address = Address::new(database, SetBy::Connection).map_err(anyhow::Error::msg)?;
     let store = Store::new(&StoreConfig::new(address, 4).map_err(anyhow::Error::msg)?);
-    let admission = admission(&store, database, jobs).await?;
+    let admission = if jobs > 0 { admission(&store, database, jobs).await? } else { Value::Null };
     let mut table = Vec::new();
     for line in [false, true] {
         table.push(starvation(&store, database, line).await?);
     }
-    let figures = json!({ "waiting_jobs": jobs, "tenants": TENANTS, "admission": admission, "without": table[0], "with": table[1] });
+    let mut starts = Vec::new();
+    for (by_sql, line) in [(false, false), (false, true), (true, false), (true, true)] {
+        starts.push(start_waits(&store, database, by_sql, line).await?);
+    }
+    let figures = json!({
+        "waiting_jobs": jobs, "tenants": TENANTS, "admission": admission, "without": table[0], "with": table[1],
+        "starts": starts,
+    });
     std::fs::create_dir_all("target")?;
     std::fs::write("target/bench-line.json", serde_json::to_string_pretty(&figures)?)?;
     println!("{}", serde_json::to_string_pretty(&figures)?);
@@ -134,10 +151,15 @@ async fn admission(store: &Store, database: &str, jobs: usize) -> anyhow::Result
     )
 }
 
+/// What has a message. A worker would find each by its id: no walk over what a snapshot keeps from being removed.
+const END: &str = "
+    DELETE FROM harness_jobs
+     WHERE state = 'queued' AND pool = 'paper' AND state_since > now() - interval '30 seconds'";
+
 async fn end_at_once(database: String) -> anyhow::Result<()> {
     let mut sql = PgConnection::connect(&database).await?;
     loop {
-        sqlx::raw_sql("DELETE FROM harness_jobs WHERE state = 'queued'").execute(&mut sql).await?;
+        sqlx::raw_sql(END).execute(&mut sql).await?;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -175,10 +197,9 @@ async fn starvation(store: &Store, database: &str, line: bool) -> anyhow::Result
     while running(&mut sql, &pool, "%").await? < SLOTS as i64 / 2 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Crowd { jobs: 5, tenant: "few", ..crowd }.insert(database, &pool).await?;
-    Crowd { jobs: 5, tenant: "crowd", lane: 1, ..crowd }.insert(database, &pool).await?;
-    let few = waited(&mut sql, "tenant = 'few'").await?;
-    let high = waited(&mut sql, "lane = 1").await?;
+    let few = Crowd { jobs: 5, tenant: "few", ..crowd }.insert(database, &pool).await?;
+    let high = Crowd { jobs: 5, tenant: "crowd", lane: 1, ..crowd }.insert(database, &pool).await?;
+    let (few, high) = (waited(&mut sql, &few).await?, waited(&mut sql, &high).await?);
     sqlx::raw_sql("DELETE FROM harness_jobs WHERE state <> 'running'").execute(&mut sql).await?;
 
     eprintln!("line: {line}; at most three of a key");
@@ -191,13 +212,14 @@ async fn starvation(store: &Store, database: &str, line: bool) -> anyhow::Result
     }
     sqlx::raw_sql("DELETE FROM harness_jobs WHERE state <> 'running'").execute(&mut sql).await?;
 
-    eprintln!("line: {line}; jobs of 6 s beside jobs of 100 ms");
-    Crowd { jobs: 2_000, tenant: "short", ms: 100, ..crowd }.insert(database, &pool).await?;
-    Crowd { jobs: 500, tenant: "long", ms: 6_000, ..crowd }.insert(database, &pool).await?;
-    Crowd { jobs: 40_000, tenant: "short", ms: 100, ..crowd }.insert(database, &pool).await?;
-    tokio::time::sleep(Duration::from_secs(12)).await;
+    eprintln!("line: {line}; jobs of 18 s beside jobs of 300 ms");
+    Crowd { jobs: 2_000, tenant: "short", ms: 300, ..crowd }.insert(database, &pool).await?;
+    Crowd { jobs: 1_000, tenant: "long", ms: 18_000, ..crowd }.insert(database, &pool).await?;
+    Crowd { jobs: 20_000, tenant: "short", ms: 300, ..crowd }.insert(database, &pool).await?;
+    // How many jobs a worker starts, it says of the last minute.
+    tokio::time::sleep(Duration::from_secs(65)).await;
     let (mut long, mut all) = (0, 0);
-    for _ in 0..150 {
+    for _ in 0..200 {
         long += running(&mut sql, &pool, "long").await?;
         all += running(&mut sql, &pool, "%").await?;
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -210,6 +232,57 @@ async fn starvation(store: &Store, database: &str, line: bool) -> anyhow::Result
     }))
 }
 
+/// How long it takes from the call that hands in a job to its start, where nothing stands in its way.
+async fn start_waits(store: &Store, database: &str, by_sql: bool, line: bool) -> anyhow::Result<Value> {
+    let pool: Name = format!("soon-{by_sql}-{line}").parse()?;
+    store.set_line("bench", &pool, line).await?;
+    let mut sql = PgConnection::connect(database).await?;
+    let user: String = sqlx::query_scalar("SELECT session_user::text").fetch_one(&mut sql).await?;
+    store.add_role("bench", &user, &Tenant::default(), false).await?;
+    let (door, worker) = (Door::start(database).await?, Worker::with_slots(database, &pool, 8)?);
+    let alive = "SELECT count(*) FROM harness_workers WHERE state = 'alive' AND pool = $1";
+    while sqlx::query_scalar::<_, i64>(alive).bind(pool.as_str()).fetch_one(&mut sql).await? == 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut caller = door.caller().await?;
+    let mut accepted = Vec::new();
+    // The leases of the processes that were killed before must end first.
+    Crowd { jobs: 1, tenants: 1, tenant: "default", lane: 2, key: "", ms: 0 }.insert(database, &pool).await?;
+    sqlx::query("SELECT harness_enqueue($1::json)")
+        .bind(json!({ "agent_id": "echo", "pool": pool }).to_string())
+        .execute(&mut sql)
+        .await?;
+    let ended = "SELECT count(*) FROM harness_results WHERE pool = $1";
+    while sqlx::query_scalar::<_, i64>(ended).bind(pool.as_str()).fetch_one(&mut sql).await? < 2 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for number in 0..ALONE {
+        let job_id = JobId::now();
+        let job = json!({ "job_id": job_id, "agent_id": "echo", "pool": pool, "input": number }).to_string();
+        accepted.push((job_id.to_string(), SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64()));
+        if by_sql {
+            sqlx::query("SELECT harness_enqueue($1::json)").bind(job).execute(&mut sql).await?;
+        } else {
+            caller.send(&post(&door, &job)).await?.accepted()?;
+        }
+        // Out of step with every clock of the fleet.
+        tokio::time::sleep(Duration::from_millis(10 + number as u64 * 7 % 31)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut waits = Vec::new();
+    for (job_id, at) in accepted {
+        let started =
+            "SELECT extract(epoch FROM started_at)::float8 FROM harness_results WHERE job_id = $1::uuid";
+        let started: f64 = sqlx::query_scalar(started).bind(job_id).fetch_one(&mut sql).await?;
+        waits.push(((started - at) * 1e4).round() / 10.0);
+    }
+    waits.sort_unstable_by(f64::total_cmp);
+    drop(worker);
+    Ok(
+        json!({ "by": if by_sql { "SQL" } else { "HTTP" }, "line": line, "p50_ms": waits[ALONE / 2], "p99_ms": waits[ALONE * 99 / 100] }),
+    )
+}
+
 async fn running(sql: &mut PgConnection, pool: &Name, tenant: &str) -> anyhow::Result<i64> {
     let count =
         "SELECT count(*) FROM harness_jobs WHERE worker_id IS NOT NULL AND pool = $1 AND tenant LIKE $2";
@@ -217,22 +290,18 @@ async fn running(sql: &mut PgConnection, pool: &Name, tenant: &str) -> anyhow::R
 }
 
 /// How long the last of these jobs has waited for its start, in seconds, once all have started.
-async fn waited(sql: &mut PgConnection, which: &str) -> anyhow::Result<f64> {
-    let live = format!("SELECT count(*) FROM harness_jobs WHERE started_at IS NULL AND {which}");
-    let ids: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(format!(
-        "SELECT job_id::text FROM harness_jobs WHERE {which}"
-    )))
-    .fetch_all(&mut *sql)
-    .await?;
-    while sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(live.clone())).fetch_one(&mut *sql).await? > 0 {
+async fn waited(sql: &mut PgConnection, ids: &[String]) -> anyhow::Result<f64> {
+    let live =
+        "SELECT count(*) FROM harness_jobs WHERE started_at IS NULL AND job_id = ANY($1::text[]::uuid[])";
+    while sqlx::query_scalar::<_, i64>(live).bind(ids).fetch_one(&mut *sql).await? > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let waits = "SELECT max(extract(epoch FROM started_at - accepted_at))::float8
                    FROM (SELECT job_id, started_at, accepted_at FROM harness_jobs
                          UNION ALL SELECT job_id, started_at, accepted_at FROM harness_results) jobs
-                  WHERE job_id::text = ANY($1)";
-    let waited: Option<f64> = sqlx::query_scalar(waits).bind(&ids).fetch_one(&mut *sql).await?;
-    Ok((waited.unwrap_or(0.0) * 1e3).round() / 1e3)
+                  WHERE job_id = ANY($1::text[]::uuid[])";
+    let waited: Option<f64> = sqlx::query_scalar(waits).bind(ids).fetch_one(&mut *sql).await?;
+    Ok((waited.context("none of them is known")? * 1e3).round() / 1e3)
 }
 
 /// A relay alone; it is killed when this is dropped.

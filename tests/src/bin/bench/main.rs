@@ -8,7 +8,7 @@
 //! `make bench-http` (`bench http`) measures the HTTP API instead; a number behind it makes it shorter.
 //! `make bench-agents` (`bench agents`) measures a worker's agents instead, see `agents`.
 //! `make bench-line` (`bench line`) measures pools with a line instead, see `line`.
-//! `bench follow JOBS PER_SECOND` measures state changes alone, to compare two builds at one rate.
+//! `bench follow JOBS PER_SECOND` measures state changes alone, to compare two builds at one rate, `bench idle` idle streams.
 
 mod cost;
 mod http;
@@ -62,38 +62,37 @@ async fn main() -> anyhow::Result<()> {
     consuming.ready(Duration::from_secs(10)).await?;
     let publisher = publishing.publisher();
 
-    let database = fresh_database(&database_url).await?;
-
     let mut arguments = std::env::args().skip(1);
     let what = arguments.next();
-    if what.as_deref() == Some("agents") {
-        agents::run(&publisher, &pool, &database, arguments).await?;
-        publishing.close().await;
-        consuming.close().await;
-        return drop_database(&database_url, &database).await;
+    if let Some(what) = what.as_deref() {
+        let known = ["http", "follow", "idle", "agents", "line"];
+        ensure!(known.contains(&what), "expected nothing or one of {known:?}, got {what:?}");
     }
-    if what.as_deref() == Some("line") {
-        let jobs =
-            arguments.next().map(|jobs| jobs.parse()).transpose().context("expected a number of jobs")?;
-        line::run(&database, jobs).await?;
-        publishing.close().await;
-        consuming.close().await;
-        return drop_database(&database_url, &database).await;
-    }
-    if let Some(what @ ("http" | "follow")) = what.as_deref() {
-        let jobs =
-            arguments.next().map_or(Ok(JOBS), |jobs| jobs.parse()).context("expected a number of jobs")?;
-        if what == "http" {
-            let raw = http::Raw {
-                publisher: &publisher,
-                consuming: &consuming,
-                queue: &raw_queue,
-                pool: &raw_pool,
-            };
-            http::run(&meter, raw, &database, jobs).await?;
-        } else {
-            let per_s = arguments.next().context("expected jobs per second")?.parse()?;
-            http::run_followed(&meter, &database, jobs, per_s).await?;
+    let database = fresh_database(&database_url).await?;
+    if let Some(what) = what {
+        let mut number = |what: &str| {
+            let given = arguments.next();
+            given.map(|given| given.parse::<f64>()).transpose().with_context(|| format!("expected {what}"))
+        };
+        match what.as_str() {
+            "agents" => agents::run(&publisher, &pool, &database, arguments).await?,
+            "line" => line::run(&database, number("a number of jobs")?.map(|jobs| jobs as usize)).await?,
+            "http" => {
+                let raw = http::Raw {
+                    publisher: &publisher,
+                    consuming: &consuming,
+                    queue: &raw_queue,
+                    pool: &raw_pool,
+                };
+                let jobs = number("a number of jobs")?.map_or(JOBS, |jobs| jobs as usize);
+                http::run(&meter, raw, &database, jobs).await?;
+            }
+            "follow" => {
+                let jobs = number("a number of jobs")?.map_or(JOBS, |jobs| jobs as usize);
+                let per_s = number("jobs per second")?.context("expected jobs per second")?;
+                http::run_followed(&meter, &database, jobs, per_s).await?;
+            }
+            _ => http::run_idle(&database).await?,
         }
         publishing.close().await;
         consuming.close().await;
