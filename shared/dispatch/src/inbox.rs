@@ -1,6 +1,6 @@
 //! The inbox: takes the jobs that services have enqueued by SQL, and publishes them.
 //!
-//! Of all relays the one that leads (lease `line`) looks every 10 ms, or ten times as long as it took to find nothing. It takes a job
+//! Of all relays the one that leads (lease `line`) looks every 10 ms, or ten times as long as finding rows took. It takes a job
 //! in as the HTTP API does, decoded by the same decoder. What is no job has its end recorded as `invalid`, under the id
 //! that the service was given. A row is removed after its job is in the ledger, so a crash in between repeats the step, which
 //! then finds the job there.

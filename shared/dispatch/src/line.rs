@@ -23,11 +23,13 @@ use tracing::warn;
 
 use self::turns::Places;
 use self::view::{LineView, SLOW};
-use crate::tick::{OTHER_LEADS, REST, SHORTEST_PAUSE, note, pause_after, rest};
+use crate::tick::{OTHER_LEADS, REST, SHORTEST_PAUSE, note, pause_after};
 use crate::{Dispatch, Leader};
 
 const LEASE_NAME: &str = "admission";
 const LEASE: Duration = Duration::from_secs(5);
+/// What looking at an idle pool may take. Where all of them take longer, each is looked at for itself for a while.
+const EACH_IDLE: Duration = Duration::from_micros(100);
 /// The pause where no pool has a line.
 const IDLE: Duration = Duration::from_millis(250);
 /// How long what operators have set counts before it is read again; and how often what is seen is written down, at least,
@@ -38,8 +40,10 @@ const FRESH_FOR: Duration = Duration::from_secs(1);
 const AHEAD_S: f64 = 0.05;
 const AHEAD_LOOKS: f64 = 1.5;
 const MOST_AHEAD_S: f64 = 2.0;
-/// Slots wait for the next look, and so do jobs that are wanted soon: a rest is no longer than this, or than the look took.
+/// Slots wait for the next look, and so do jobs that are wanted soon: a rest is no longer than this, or than so many times what
+/// the look took.
 const LONGEST_REST: Duration = Duration::from_millis(50);
+const SLOW_REST: u32 = 3;
 /// Jobs of one transaction, at most.
 const BATCH: u64 = 512;
 /// What was seen a while ago is unknown to the autoscaler, so it is written down sooner.
@@ -134,7 +138,7 @@ impl Admitter {
             true => Duration::ZERO,
             false => {
                 let took = took.saturating_sub(given.admitting);
-                rest(took).min(LONGEST_REST.max(took))
+                (took * REST).clamp(SHORTEST_PAUSE, LONGEST_REST.max(took * SLOW_REST))
             }
         })
     }
@@ -144,12 +148,15 @@ impl Admitter {
     async fn facts(&mut self, dispatch: &Dispatch) -> Result<(LineFacts, bool), StoreError> {
         let begun = Instant::now();
         let all = self.read_all_at.is_none_or(|at| begun >= at);
-        let oldest = if all { OldestInFlight::new() } else { std::mem::take(&mut self.oldest) };
-        let facts = dispatch.store.line_facts(&oldest).await?;
-        self.oldest.clone_from(&facts.oldest);
+        let facts = match all {
+            true => dispatch.store.line_facts(&OldestInFlight::new()).await,
+            false => dispatch.store.line_facts(&self.oldest).await,
+        };
         if all {
             self.read_all_at = Some(begun + (begun.elapsed() * REST).max(FRESH_FOR));
         }
+        let facts = facts?;
+        self.oldest.clone_from(&facts.oldest);
         Ok((facts, all))
     }
 
@@ -163,7 +170,8 @@ impl Admitter {
         }
         let with_lines = dispatch.store.pools_with_lines(&unknown).await?;
         let took = begun.elapsed();
-        self.apart_until = (took > SLOW).then(|| begun + took * REST);
+        let slow = SLOW.max(EACH_IDLE * unknown.len() as u32);
+        self.apart_until = (took > slow).then(|| begun + took * REST);
         Ok(unknown.into_iter().filter(|pool| !with_lines.contains(pool)).collect())
     }
 
@@ -209,7 +217,9 @@ impl Admitter {
             }
             let begun = Instant::now();
             let admitted = dispatch.store.admit(leadership, &pool, &takes).await?;
-            all.admitting += begun.elapsed();
+            if !admitted.due.is_empty() {
+                all.admitting += begun.elapsed();
+            }
             let may_have_more = view.note(&takes, &admitted.looked_at);
             let mut given = vec![0; takes.len()];
             for job in admitted.looked_at.iter().filter(|job| job.admitted) {

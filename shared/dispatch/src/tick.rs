@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::Dispatch;
 
-/// The pause between two looks of who leads, at least and at most, and in relation to what a look took.
+/// The pause between two looks of who leads, at least and at most, and in relation to what looking took.
 pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) const REST: u32 = 10;

@@ -83,7 +83,8 @@ const READ: &str = "
     WITH picked AS (
         SELECT r.*, t.turn FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS t(tenant, place, turn)
          CROSS JOIN LATERAL (SELECT seq, tenant, job_id, bytes, may_reply FROM harness_inbox i
-                              WHERE i.tenant = t.tenant AND i.seq > t.place ORDER BY i.seq LIMIT $3) r
+                              WHERE i.tenant = t.tenant AND i.seq > t.place AND i.seq <> ALL($7::bigint[])
+                              ORDER BY i.seq LIMIT $3) r
          LIMIT $4
     ), bounded AS (
         SELECT *, sum(least(bytes, $5)) OVER (ORDER BY turn, seq) - least(bytes, $5) AS before FROM picked
@@ -122,16 +123,19 @@ impl Store {
     }
 
     /// Reads the next jobs of these tenants, each behind its place: of each at most `of_each`, at most `most` in all, and no
-    /// more than `most_bytes`. So those of the last ones may be left. A job larger than `largest` comes without its text.
+    /// more than `most_bytes`. So those of the last ones may be left. A job larger than `largest` comes without its text. Those at
+    /// the places `apart` are left out.
     pub async fn read_inbox(
         &self,
         turns: &[(&Tenant, i64)],
+        apart: &[i64],
         bounds: InboxBounds,
     ) -> Result<Vec<InboxRow>, StoreError> {
         let InboxBounds { of_each, most, largest, most_bytes } = bounds;
         let (tenants, places): (Vec<&str>, Vec<i64>) =
             turns.iter().map(|(tenant, place)| (tenant.as_str(), *place)).unzip();
-        let params: [&(dyn ToSql + Sync); 6] = [&tenants, &places, &of_each, &most, &largest, &most_bytes];
+        let params: [&(dyn ToSql + Sync); 7] =
+            [&tenants, &places, &of_each, &most, &largest, &most_bytes, &apart];
         let rows = query(&self.pool, "read_inbox", READ, &params).await?;
         Ok(rows.iter().filter_map(read).collect())
     }

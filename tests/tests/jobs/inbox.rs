@@ -190,23 +190,29 @@ const FAILS: &str = "
     CREATE TRIGGER fails BEFORE INSERT ON harness_jobs FOR EACH ROW WHEN (NEW.agent_id = 'cursed')
         EXECUTE FUNCTION fails()";
 
+const CURSED: i64 = 260;
+
 #[tokio::test]
-async fn a_job_that_the_ledger_fails_on_is_kept_apart_and_tried_again() {
+async fn jobs_that_the_ledger_fails_on_are_kept_apart_and_tried_again_and_hold_up_none() {
     let fleet = Fleet::new().await;
     let (_, url) = service(&fleet, "default").await;
     let mut connection = connect(&url).await;
     fleet.database.execute(FAILS).await;
     let mut transaction = connection.begin().await.expect("a transaction");
-    let cursed = enqueue(&mut transaction, r#"{"agent_id":"cursed"}"#).await.expect("an id");
+    let mut cursed = Vec::new();
+    // More than are read of a tenant at a time.
+    for _ in 0..CURSED {
+        cursed.push(enqueue(&mut transaction, r#"{"agent_id":"cursed"}"#).await.expect("an id"));
+    }
     let right = enqueue(&mut transaction, r#"{"agent_id":"echo"}"#).await.expect("an id");
     transaction.commit().await.expect("a commit");
     let _worker = fleet.worker("worker").start().await;
     assert_eq!(fleet.ended(right).await.state, JobState::Succeeded);
-    until("it alone is left", async || (fleet.database.count(WAITS).await == 1).then_some(())).await;
+    until("they alone are left", async || (fleet.database.count(WAITS).await == CURSED).then_some(())).await;
     let next = enqueue(&mut connection, r#"{"agent_id":"echo"}"#).await.expect("an id");
     assert_eq!(fleet.ended(next).await.state, JobState::Succeeded);
     fleet.database.execute("DROP TRIGGER fails ON harness_jobs").await;
     // There is no such agent, which a worker says.
-    assert_eq!(fleet.ended(cursed).await.state, JobState::Failed);
+    assert_eq!(fleet.ended(cursed[0]).await.state, JobState::Failed);
     fleet.database.audited().await;
 }

@@ -50,16 +50,15 @@ pub(super) struct Looks {
 }
 
 impl Looks {
-    /// Takes what one look finds. Returns the pause after that: a rest from what it took to look. What it took to take jobs in
-    /// is their own cost, and is no reason to let the next ones wait.
+    /// Takes what one look finds. Returns the pause after that: a rest from what finding took. To take jobs in is their own cost,
+    /// and no reason to let the next ones wait.
     pub(super) async fn look(
         &mut self,
         dispatch: &Dispatch,
         rules: &InboxRules,
     ) -> Result<Duration, StoreError> {
         let begun = Instant::now();
-        self.find(&dispatch.store).await?;
-        let pause = rest(begun.elapsed());
+        let pause = rest(self.find(&dispatch.store).await?);
         let turns = self.turns();
         if turns.is_empty() {
             return Ok(pause);
@@ -67,14 +66,18 @@ impl Looks {
         let bounds =
             InboxBounds { of_each: OF_EACH, most: MOST, largest: rules.largest(), most_bytes: MOST_BYTES };
         let asked: Vec<(&Tenant, i64)> = turns.iter().map(|(tenant, place)| (tenant, *place)).collect();
-        let mut rows = dispatch.store.read_inbox(&asked, bounds).await?;
+        let now = Instant::now();
+        self.apart.retain(|_, since| now - *since < APART_FOR);
+        let apart: Vec<i64> = self.apart.keys().copied().collect();
+        let mut rows = dispatch.store.read_inbox(&asked, &apart, bounds).await?;
         self.note(&turns, &rows);
         let bytes: i64 = rows.iter().map(|row| (row.bytes as i64).min(bounds.largest)).sum();
         let more = rows.len() as i64 >= OF_EACH || bytes >= MOST_BYTES;
-        let now = Instant::now();
-        self.apart.retain(|_, since| now - *since < APART_FOR);
-        rows.retain(|row| !self.apart.contains_key(&row.seq));
         self.keep_within_bounds(dispatch, &mut rows).await?;
+        if rows.is_empty() {
+            // Nothing can be taken in, and finding that out may take long.
+            return Ok(rest(begun.elapsed()));
+        }
         for (row, cause) in dispatch.take_in(&rows, rules).await? {
             let (job_id, cause) = (row.job_id, cause.as_dyn());
             warn!(%job_id, tenant = row.tenant.unless_default(), cause, "a job enqueued by SQL cannot be taken in, trying again later");
@@ -85,13 +88,15 @@ impl Looks {
         Ok(if more { Duration::ZERO } else { pause })
     }
 
-    /// Finds tenants that have rows: all, or those that are new.
-    async fn find(&mut self, store: &Store) -> Result<(), StoreError> {
+    /// Finds tenants that have rows: all, or those that are new. Returns what that took, unless its rest is until all are found again.
+    async fn find(&mut self, store: &Store) -> Result<Duration, StoreError> {
         let begun = Instant::now();
+        let mut has_rest = false;
         let found = if self.all_again.is_none_or(|again| begun >= again) {
             let all = store.find_in_inbox().await?;
             let took = begun.elapsed();
-            self.all_again = (took > SLOW).then(|| begun + FROM_THE_BEGINNING.max(took * REST));
+            has_rest = took > SLOW;
+            self.all_again = has_rest.then(|| begun + FROM_THE_BEGINNING.max(took * REST));
             self.places.clear();
             all
         } else {
@@ -101,7 +106,7 @@ impl Looks {
             self.seen = self.seen.max(turn.last);
             self.places.entry(turn.tenant).or_insert(turn.place);
         }
-        Ok(())
+        Ok(if has_rest { Duration::ZERO } else { begun.elapsed() })
     }
 
     /// The tenants that are read next, but not those that had no room a moment ago.

@@ -138,12 +138,13 @@ const ENDED: &str = "
            0::bigint, 0::bigint, 0::bigint, 0::bigint, redriven_as, ARRAY[]::text[]
       FROM harness_results WHERE job_id = $1";
 
-/// The jobs that have a place: those that run, and those of pools with a line whose message is on its way to a worker, up to so
+/// The jobs that have a place (where a pool has a line): those that run, and those of pools with a line whose message is on its way to a worker, up to so
 /// many of each pool and state, of those that came there at this time or later (an expression that may use `p.pool`).
 macro_rules! placed {
     ($most:literal, $since:literal) => {
         concat!(
-            "SELECT pool, tenant, line, NULL::timestamptz AS state_since FROM harness_jobs WHERE worker_id IS NOT NULL
+            "SELECT pool, tenant, line, NULL::timestamptz AS state_since FROM harness_jobs
+              WHERE worker_id IS NOT NULL AND EXISTS (SELECT FROM harness_pools WHERE line)
              UNION ALL
              SELECT p.pool, j.tenant, j.line, j.state_since
                FROM harness_pools p

@@ -122,7 +122,7 @@ const CAPACITY: &str = "
     SELECT w.pool, coalesce(sum(greatest(w.slots - h.held, 0)), 0)::bigint, coalesce(sum(w.starts_per_s), 0)::float8
       FROM harness_workers w
      CROSS JOIN LATERAL (SELECT count(*) AS held FROM harness_jobs j WHERE j.worker_id = w.worker_id OFFSET 0) h
-     WHERE w.state = 'alive' AND w.heartbeat_at >= now() - w.lease_ms * interval '1 millisecond'
+     WHERE EXISTS (SELECT FROM harness_pools WHERE line) AND w.state = 'alive' AND w.heartbeat_at >= now() - w.lease_ms * interval '1 millisecond'
        AND coalesce(w.drain_until <= now(), true)
        AND w.pool IN (SELECT p.pool FROM harness_pools p WHERE p.line)
      GROUP BY w.pool";
