@@ -174,7 +174,9 @@ impl Play {
                 let body = job::encode(&spec).into_bytes();
                 let dead = Unwanted::DeadLettered { pool: &spec.pool, body: &body, reason: "rejected" };
                 let why = [Unwanted::Overdue, Unwanted::Rejected, dead][self.rng.usize(..3)];
-                self.store.end_waiting(&[spec.job_id], why).await.expect("an answer");
+                // All of them, because few wait for a person.
+                let all: Vec<_> = self.jobs.iter().map(|job| job.job_id).collect();
+                self.store.end_waiting(&all, why).await.expect("an answer");
                 ("end_waiting", vec![JobEvent::Failed, JobEvent::Released])
             }
             _ => {

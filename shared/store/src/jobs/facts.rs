@@ -143,10 +143,10 @@ const ENDED: &str = "
 macro_rules! placed {
     ($most:literal, $since:literal) => {
         concat!(
-            "SELECT pool, tenant, line, NULL::timestamptz AS state_since FROM harness_jobs
+            "SELECT pool, tenant, line, worker_id, NULL::timestamptz AS state_since FROM harness_jobs
               WHERE worker_id IS NOT NULL AND EXISTS (SELECT FROM harness_pools WHERE line)
              UNION ALL
-             SELECT p.pool, j.tenant, j.line, j.state_since
+             SELECT p.pool, j.tenant, j.line, NULL, j.state_since
                FROM harness_pools p
               CROSS JOIN LATERAL (
                     (SELECT tenant, line, state_since FROM harness_jobs

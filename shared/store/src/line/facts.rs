@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use job::Name;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
+use uuid::Uuid;
 
 use super::admit::LinePlace;
 use crate::database::{Tx, leads, query, read_name};
@@ -20,7 +21,7 @@ pub struct PoolCapacity {
     pub starts_per_s: f64,
 }
 
-/// Jobs that have a place: they are being published, queued, or run.
+/// Jobs that have a place: they are being published, queued, or run by one worker.
 #[derive(Clone, Debug)]
 pub struct InFlight {
     /// Their pool.
@@ -118,14 +119,12 @@ impl PoolSeen {
 const LINED: &str =
     "SELECT pool, (extract(epoch FROM now()) * 1000000)::bigint FROM harness_pools WHERE line ORDER BY pool";
 
-const CAPACITY: &str = "
-    SELECT w.pool, coalesce(sum(greatest(w.slots - h.held, 0)), 0)::bigint, coalesce(sum(w.starts_per_s), 0)::float8
-      FROM harness_workers w
-     CROSS JOIN LATERAL (SELECT count(*) AS held FROM harness_jobs j WHERE j.worker_id = w.worker_id OFFSET 0) h
-     WHERE EXISTS (SELECT FROM harness_pools WHERE line) AND w.state = 'alive' AND w.heartbeat_at >= now() - w.lease_ms * interval '1 millisecond'
-       AND coalesce(w.drain_until <= now(), true)
-       AND w.pool IN (SELECT p.pool FROM harness_pools p WHERE p.line)
-     GROUP BY w.pool";
+const WORKERS: &str = "
+    SELECT worker_id, pool, slots, coalesce(starts_per_s, 0)::float8
+      FROM harness_workers
+     WHERE state = 'alive' AND heartbeat_at >= now() - lease_ms * interval '1 millisecond'
+       AND coalesce(drain_until <= now(), true)
+       AND pool IN (SELECT p.pool FROM harness_pools p WHERE p.line)";
 
 /// Beyond so many messages on their way there is no room in any window, and no more are counted.
 ///
@@ -133,13 +132,13 @@ const CAPACITY: &str = "
 /// sent since. So it begins with the oldest of the last look. A message that came later carries the begin of its transaction, and
 /// is found if that took less than 15 s. What was committed later still is found when all are read again.
 const IN_FLIGHT: &str = concat!(
-    "SELECT pool, tenant, line, state_since IS NULL, count(*), (extract(epoch FROM min(state_since)) * 1000000)::bigint FROM (",
+    "SELECT pool, tenant, line, worker_id, count(*), (extract(epoch FROM min(state_since)) * 1000000)::bigint FROM (",
     placed!(
         "20000",
         "least(coalesce('epoch'::timestamptz + ($1::text::json ->> p.pool)::bigint * interval '1 microsecond', '-infinity'),
                now() - interval '15 seconds')"
     ),
-    ") placed GROUP BY pool, tenant, line, state_since IS NULL"
+    ") placed GROUP BY pool, tenant, line, worker_id"
 );
 
 const TENANTS: &str = "
@@ -176,12 +175,23 @@ impl Store {
     /// look are not looked for; of a pool without one, all are.
     pub async fn line_facts(&self, last: &OldestInFlight) -> Result<LineFacts, StoreError> {
         let last = serde_json::to_string(last).expect("names and numbers");
-        let tx = Tx::prepare(&self.pool, "line_facts", [LINED, CAPACITY, IN_FLIGHT]).await?;
-        let [pools, capacity, in_flight] = tx.run([&[], &[], &[&last]]).await?;
+        let tx = Tx::prepare(&self.pool, "line_facts", [LINED, WORKERS, IN_FLIGHT]).await?;
+        let [pools, workers, in_flight] = tx.run([&[], &[], &[&last]]).await?;
         let count = |row: &Row, column: usize| row.get::<_, i64>(column).max(0).unsigned_abs();
-        let capacity = capacity
-            .iter()
-            .map(|row| (row.get(0), PoolCapacity { free_slots: count(row, 1), starts_per_s: row.get(2) }));
+        let mut held: HashMap<Uuid, u64> = HashMap::new();
+        for row in &in_flight {
+            if let Some(worker) = row.get(3) {
+                *held.entry(worker).or_default() += count(row, 4);
+            }
+        }
+        let mut capacity: HashMap<String, PoolCapacity> = HashMap::new();
+        for row in &workers {
+            let slots = row.get::<_, i32>(2).max(0).unsigned_abs();
+            let of_pool = capacity.entry(row.get(1)).or_default();
+            of_pool.free_slots +=
+                u64::from(slots).saturating_sub(held.get(&row.get(0)).copied().unwrap_or(0));
+            of_pool.starts_per_s += row.get::<_, f64>(3);
+        }
         let mut oldest: OldestInFlight = pools.iter().map(|row| (row.get(0), row.get(1))).collect();
         for row in &in_flight {
             if let (Some(oldest), Some(of_row)) = (oldest.get_mut(row.get::<_, &str>(0)), row.get(5)) {
@@ -192,12 +202,12 @@ impl Store {
             pool: row.get(0),
             tenant: row.get(1),
             line: row.get(2),
-            running: row.get(3),
+            running: row.get::<_, Option<Uuid>>(3).is_some(),
             jobs: count(row, 4),
         });
         Ok(LineFacts {
             pools: pools.iter().filter_map(|row| read_name(row, 0)).collect(),
-            capacity: capacity.collect(),
+            capacity,
             in_flight: in_flight.collect(),
             oldest,
         })

@@ -5,7 +5,7 @@
 //! context, call a tool twice, and stand still in the middle of their third answer. A minute later they are cancelled. Memory is
 //! what the kernel counts as resident: at most, when the last session stands still, a minute later, and a minute after the end.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use tests::provider::{PROVIDER_KEY, Provider, Script};
 use tests::usage;
+
+use crate::program;
 
 const ITERATIONS: usize = 200;
 const SESSIONS: usize = 1_000;
@@ -164,8 +166,7 @@ impl Worker {
             "[agents.agent]\nharness = \"agent\"\nmodels = [\"claude-opus-5-5\"]\nmax_output_tokens = 200\n\
              max_iterations = 1000\nfiles = true\n",
         )?;
-        let binary = std::env::current_exe()?.with_file_name("worker");
-        let process = Command::new(&binary)
+        let process = program("worker")?
             .env("DATABASE_URL", database)
             .env("LOG_LEVEL", "warn")
             .env("ANTHROPIC_API_KEY", PROVIDER_KEY)
@@ -178,11 +179,8 @@ impl Worker {
                 "--workspace-dir".as_ref(),
                 folder.path().as_os_str(),
             ])
-            .stdin(Stdio::null())
             .spawn()
-            .with_context(|| {
-                format!("starting {}: run `cargo build --release -p worker` first", binary.display())
-            })?;
+            .context("starting a worker")?;
         Ok(Worker { process, _folder: folder })
     }
 

@@ -6,7 +6,7 @@
 //! At last, how long a job waits for its start where nothing stands in its way, by HTTP and by SQL.
 //! Writes `target/bench-line.json`.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, ensure};
@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use store::{Store, StoreConfig, WorkerRegistration};
 
-use crate::Worker;
 use crate::http::client::post;
 use crate::http::door::Door;
+use crate::{Worker, program};
 
 const JOBS: usize = 1_000_000;
 const TENANTS: usize = 10_000;
@@ -309,14 +309,12 @@ struct Relay(Child);
 
 impl Relay {
     fn start(database: &str) -> anyhow::Result<Relay> {
-        let binary = std::env::current_exe()?.with_file_name("producer");
-        let relay = Command::new(&binary)
+        let relay = program("producer")?
             .args(["relay", "--admin-addr", "127.0.0.1:0"])
             .env("DATABASE_URL", database)
             .env("LOG_LEVEL", "warn")
-            .stdin(Stdio::null())
             .spawn()
-            .with_context(|| format!("starting {}", binary.display()))?;
+            .context("starting `producer relay`")?;
         Ok(Relay(relay))
     }
 }

@@ -19,6 +19,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::pin::pin;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -28,6 +29,7 @@ use job::{JobSpec, Json, Name, SCHEMA};
 use postgres::{Address, SetBy};
 use queue::{Broker, BrokerConfig, Message, Publisher};
 use sqlx::{Connection, PgConnection};
+use tests::Vhost;
 use tokio_util::sync::CancellationToken;
 
 use cost::{Cpu, Meter, median};
@@ -42,9 +44,27 @@ const IN_FLIGHT: usize = 2_000;
 /// waits.
 const OUTSTANDING: usize = 4_096;
 
+/// The broker's address, for this process and the programs.
+static BROKER: OnceLock<String> = OnceLock::new();
+
+/// A program of the same build.
+fn program(name: &str) -> anyhow::Result<Command> {
+    let binary = std::env::current_exe()?.with_file_name(name);
+    ensure!(
+        binary.exists(),
+        "{} is not there: run `cargo build --release -p {name}` first",
+        binary.display()
+    );
+    let mut command = Command::new(binary);
+    command.envs(BROKER.get().map(|url| ("AMQP_URL", url))).stdin(Stdio::null());
+    Ok(command)
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let amqp_url = std::env::var("AMQP_URL").context("AMQP_URL is not set: run `make bench`")?;
+    // Its own, so that no message of a benchmark is left for anybody else.
+    let vhost = Vhost::new();
+    let amqp_url = BROKER.get_or_init(|| vhost.url.clone()).clone();
     let database_url = std::env::var("DATABASE_URL").context("DATABASE_URL is not set: run `make bench`")?;
     let meter = Meter::new(&amqp_url, &database_url)?;
     let [pool, raw_pool]: [Name; 2] = [
@@ -311,8 +331,7 @@ impl Worker {
     fn with_slots(database: &str, pool: &Name, slots: usize) -> anyhow::Result<Worker> {
         let folder = tempfile::tempdir()?;
         let admin = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let binary = std::env::current_exe()?.with_file_name("worker");
-        let process = Command::new(&binary)
+        let process = program("worker")?
             .env("DATABASE_URL", database)
             .env("LOG_LEVEL", "warn")
             .args([
@@ -325,11 +344,8 @@ impl Worker {
                 "--workspace-dir",
             ])
             .arg(folder.path())
-            .stdin(Stdio::null())
             .spawn()
-            .with_context(|| {
-                format!("starting {}: run `cargo build --release -p worker` first", binary.display())
-            })?;
+            .context("starting a worker")?;
         Ok(Worker { process, admin, _folder: folder })
     }
 

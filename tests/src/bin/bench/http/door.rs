@@ -1,12 +1,13 @@
 //! The process that is measured: `producer serve` of the same build.
 
 use std::fs::File;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
 use super::client::Connection;
+use crate::program;
 
 /// A process; it is killed when this is dropped.
 pub struct Door {
@@ -19,8 +20,7 @@ impl Door {
     pub async fn start(database: &str) -> anyhow::Result<Door> {
         let folder = tempfile::tempdir()?;
         let log = folder.path().join("serve.log");
-        let binary = std::env::current_exe()?.with_file_name("producer");
-        let mut command = Command::new(&binary);
+        let mut command = program("producer")?;
         command.args(["serve", "--api-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0"]);
         command.env("DATABASE_URL", database).env("ENVIRONMENT", "development");
         command.env("LOG_LEVEL", "info").env("LOG_JSON", "false");
@@ -34,10 +34,8 @@ impl Door {
             command.env(bound, "none");
         }
         let out = File::create(&log)?;
-        command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
-        let process = command.spawn().with_context(|| {
-            format!("starting {}: run `cargo build --release -p producer` first", binary.display())
-        })?;
+        command.stdout(out.try_clone()?).stderr(out);
+        let process = command.spawn().context("starting `producer serve`")?;
         let mut door = Door { process, address: String::new(), _folder: folder };
         let deadline = Instant::now() + Duration::from_secs(30);
         while door.address.is_empty() {
