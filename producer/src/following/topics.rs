@@ -58,7 +58,7 @@ struct Topic {
     apart: Option<u32>,
     /// Checkpoints behind this place were not read yet.
     behind: StepPlace,
-    /// The jobs that were live, and a hash of how they were: thousands of topics lie idle, so that none keeps what was read.
+    /// The jobs that were live, and a hash of their states. What was read is not kept: there are thousands of idle topics.
     live: Vec<JobId>,
     live_hash: u64,
     /// Jobs of a session that were announced since.

@@ -148,10 +148,8 @@ impl Admitter {
     async fn facts(&mut self, dispatch: &Dispatch) -> Result<(LineFacts, bool), StoreError> {
         let begun = Instant::now();
         let all = self.read_all_at.is_none_or(|at| begun >= at);
-        let facts = match all {
-            true => dispatch.store.line_facts(&OldestInFlight::new()).await,
-            false => dispatch.store.line_facts(&self.oldest).await,
-        };
+        let from = if all { &OldestInFlight::new() } else { &self.oldest };
+        let facts = dispatch.store.line_facts(from).await;
         if all {
             self.read_all_at = Some(begun + (begun.elapsed() * REST).max(FRESH_FOR));
         }

@@ -88,7 +88,8 @@ impl Looks {
         Ok(if more { Duration::ZERO } else { pause })
     }
 
-    /// Finds tenants that have rows: all, or those that are new. Returns what that took, unless its rest is until all are found again.
+    /// Finds tenants that have rows: all, or those that are new. Returns what counts for the rest after it: what it took, or
+    /// nothing if the next walk over all of them was put off for it.
     async fn find(&mut self, store: &Store) -> Result<Duration, StoreError> {
         let begun = Instant::now();
         let mut has_rest = false;

@@ -179,9 +179,12 @@ impl Store {
         let [pools, workers, in_flight] = tx.run([&[], &[], &[&last]]).await?;
         let count = |row: &Row, column: usize| row.get::<_, i64>(column).max(0).unsigned_abs();
         let mut held: HashMap<Uuid, u64> = HashMap::new();
+        let mut oldest: OldestInFlight = pools.iter().map(|row| (row.get(0), row.get(1))).collect();
         for row in &in_flight {
             if let Some(worker) = row.get(3) {
                 *held.entry(worker).or_default() += count(row, 4);
+            } else if let Some(oldest) = oldest.get_mut(row.get::<_, &str>(0)) {
+                *oldest = (*oldest).min(row.get(5));
             }
         }
         let mut capacity: HashMap<String, PoolCapacity> = HashMap::new();
@@ -191,12 +194,6 @@ impl Store {
             of_pool.free_slots +=
                 u64::from(slots).saturating_sub(held.get(&row.get(0)).copied().unwrap_or(0));
             of_pool.starts_per_s += row.get::<_, f64>(3);
-        }
-        let mut oldest: OldestInFlight = pools.iter().map(|row| (row.get(0), row.get(1))).collect();
-        for row in &in_flight {
-            if let (Some(oldest), Some(of_row)) = (oldest.get_mut(row.get::<_, &str>(0)), row.get(5)) {
-                *oldest = (*oldest).min(of_row);
-            }
         }
         let in_flight = in_flight.iter().map(|row| InFlight {
             pool: row.get(0),

@@ -22,7 +22,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use job::{JobSpec, Json, Name, SCHEMA};
@@ -83,40 +83,15 @@ async fn main() -> anyhow::Result<()> {
     let publisher = publishing.publisher();
 
     let mut arguments = std::env::args().skip(1);
-    let what = arguments.next();
-    if let Some(what) = what.as_deref() {
-        let known = ["http", "follow", "idle", "agents", "line"];
-        ensure!(known.contains(&what), "expected nothing or one of {known:?}, got {what:?}");
-    }
     let database = fresh_database(&database_url).await?;
-    if let Some(what) = what {
-        let mut number = |what: &str| {
-            let given = arguments.next();
-            given.map(|given| given.parse::<f64>()).transpose().with_context(|| format!("expected {what}"))
-        };
-        match what.as_str() {
-            "agents" => agents::run(&publisher, &pool, &database, arguments).await?,
-            "line" => line::run(&database, number("a number of jobs")?.map(|jobs| jobs as usize)).await?,
-            "http" => {
-                let raw = http::Raw {
-                    publisher: &publisher,
-                    consuming: &consuming,
-                    queue: &raw_queue,
-                    pool: &raw_pool,
-                };
-                let jobs = number("a number of jobs")?.map_or(JOBS, |jobs| jobs as usize);
-                http::run(&meter, raw, &database, jobs).await?;
-            }
-            "follow" => {
-                let jobs = number("a number of jobs")?.map_or(JOBS, |jobs| jobs as usize);
-                let per_s = number("jobs per second")?.context("expected jobs per second")?;
-                http::run_followed(&meter, &database, jobs, per_s).await?;
-            }
-            _ => http::run_idle(&database).await?,
-        }
+    if let Some(what) = arguments.next() {
+        let raw =
+            http::Raw { publisher: &publisher, consuming: &consuming, queue: &raw_queue, pool: &raw_pool };
+        let measured = part(&what, arguments, &meter, raw, &pool, &database).await;
         publishing.close().await;
         consuming.close().await;
-        return drop_database(&database_url, &database).await;
+        drop_database(&database_url, &database).await?;
+        return measured;
     }
 
     eprintln!("raw drain: {JOBS} messages of 1 KiB on a prefilled queue");
@@ -443,6 +418,36 @@ async fn fresh_database(server: &str) -> anyhow::Result<String> {
     let url = format!("{base}/{name}");
     migrations::migrate(&Address::new(&url, SetBy::Connection).map_err(anyhow::Error::msg)?).await?;
     Ok(url)
+}
+
+/// Measures what is named.
+async fn part(
+    what: &str,
+    mut arguments: impl Iterator<Item = String>,
+    meter: &Meter,
+    raw: http::Raw<'_>,
+    pool: &Name,
+    database: &str,
+) -> anyhow::Result<()> {
+    let mut number = |what: &str| {
+        let given = arguments.next();
+        given.map(|given| given.parse::<f64>()).transpose().with_context(|| format!("expected {what}"))
+    };
+    match what {
+        "agents" => agents::run(raw.publisher, pool, database, arguments).await,
+        "line" => line::run(database, number("a number of jobs")?.map(|jobs| jobs as usize)).await,
+        "http" => {
+            let jobs = number("a number of jobs")?.map_or(JOBS, |jobs| jobs as usize);
+            http::run(meter, raw, database, jobs).await
+        }
+        "follow" => {
+            let jobs = number("a number of jobs")?.map_or(JOBS, |jobs| jobs as usize);
+            let per_s = number("jobs per second")?.context("expected jobs per second")?;
+            http::run_followed(meter, database, jobs, per_s).await
+        }
+        "idle" => http::run_idle(database).await,
+        _ => bail!("expected nothing, http, follow, idle, agents or line, got {what:?}"),
+    }
 }
 
 async fn drop_database(server: &str, database: &str) -> anyhow::Result<()> {
