@@ -152,7 +152,7 @@ fn register() -> prometheus::Result<Metrics> {
         )?,
         failures: register_int_counter_vec!(
             "harness_readings_failed_total",
-            "Readings of the fleet that failed, by source: broker, ledger",
+            "Readings of the fleet that failed, by source: broker, budgets, ledger",
             &["source"]
         )?,
     })
@@ -226,9 +226,13 @@ impl FleetGauges {
                 &METRICS.held_back,
                 &METRICS.keys_shut,
             ]);
-            self.budgets.forget();
         }
         self.report("ledger", ledger);
+        let budgets = self.budgets(&dispatch.store).await;
+        if budgets.is_err() {
+            self.budgets.forget();
+        }
+        self.report("budgets", budgets);
         let broker = self.broker(&dispatch.broker).await;
         if broker.is_err() {
             forget([&METRICS.dead_letters, &METRICS.queue_depth]);
@@ -246,8 +250,6 @@ impl FleetGauges {
         let schedules = store.schedule_backlog().await.context("counting schedules")?;
         let lines = store.pools().await.context("reading the pools' lines")?;
         let shut = store.shut_keys().await.context("reading which keys are shut")?;
-        let spend = store.spend_gauges().await.context("reading how budgets fare")?;
-        self.budgets.show(&spend);
         METRICS.relay_lag.with_label_values::<&str>(&[]).set(lag.as_secs_f64());
         METRICS.partitions_missing.with_label_values::<&str>(&[]).set(partitions.missing as i64);
         METRICS.partitions_ahead.with_label_values::<&str>(&[]).set(partitions.ahead.as_secs_f64());
@@ -268,6 +270,13 @@ impl FleetGauges {
             METRICS.workers.with_label_values(&[pool.as_str(), "alive"]).set(alive);
             METRICS.workers.with_label_values(&[pool.as_str(), "draining"]).set(draining);
         }
+        Ok(())
+    }
+
+    /// A reading of its own: what is wrong with an amount hides no other figure.
+    async fn budgets(&mut self, store: &Store) -> anyhow::Result<()> {
+        let spend = store.spend_gauges().await.context("reading how budgets fare")?;
+        self.budgets.show(&spend);
         Ok(())
     }
 

@@ -27,7 +27,7 @@ use tracing::warn;
 
 pub use accounts::{Accounts, Limit, Total};
 pub use agent::AgentCalls;
-use ledger::AttemptLedger;
+use ledger::{AttemptLedger, NoRoom};
 pub use look::{Look, keep_looking};
 pub use rates::LIMITS;
 pub use settings::{CallArgs, CallSettings, PROVIDER_KEYS, missing_key, prices};
@@ -39,6 +39,8 @@ use crate::parts;
 
 /// Jobs that wait for a window to turn come back spread over this time.
 const SPREAD: Duration = Duration::from_secs(600);
+/// A job for whose call others have left no room comes back after this long, and up to twice as long.
+const COMES_BACK: Duration = Duration::from_secs(10);
 
 /// The calls of one attempt, and their meter as its harness sees it.
 pub struct Calls {
@@ -66,16 +68,33 @@ impl Calls {
         Ok(Some(Arc::new(Calls { opened: Metered(opened), ledger })))
     }
 
-    /// Returns what a failed attempt leads to if a spent limit left no room for its last call: it comes back after this
-    /// time, when the limit's window has turned, or it fails as `budget_exhausted`.
-    pub async fn exhausted(&self, attempt: &Attempt<'_>) -> Option<Result<Duration, Failure>> {
-        let spent = self.ledger.spent()?;
+    /// Returns what a failed attempt leads to if there was no room for its last call. If a limit is spent, it comes back
+    /// after this time, when the limit's window has turned, or it fails as `budget_exhausted`. If others held the room for
+    /// too long, it comes back soon. An attempt that took too long has failed by that.
+    pub async fn without_room(
+        &self,
+        attempt: &Attempt<'_>,
+        failure: &Failure,
+    ) -> Option<Result<Duration, Failure>> {
+        if is_late(failure.code) {
+            return None;
+        }
+        let remaining =
+            attempt.claimed.remaining.map(|remaining| remaining.saturating_sub(attempt.begun.elapsed()));
+        let is_too_late = |delay| remaining.is_some_and(|remaining| remaining < delay);
+        let spent = match self.ledger.no_room()? {
+            NoRoom::Spent(spent) => spent,
+            NoRoom::Busy => {
+                let delay = COMES_BACK.mul_f64(1.0 + fastrand::f64());
+                return (gives_up(failure.code) && !is_too_late(delay)).then_some(Ok(delay));
+            }
+        };
         self.ledger.count_refusal();
         let message = format!(
             "{spent}; the limits are set by BUDGET_DAILY, BUDGET_MONTHLY, the agents' file and `producer budget`"
         );
         let failure = Failure::permanent(FailureCode::BudgetExhausted, message);
-        if !self.ledger.waits() {
+        if !self.ledger.waits() || spent.is_hopeless() {
             return Some(Err(failure));
         }
         let turn = match attempt.worker.store.until_turn(&spent.account).await {
@@ -90,11 +109,18 @@ impl Calls {
             }
         };
         let delay = turn + SPREAD.mul_f64(fastrand::f64());
-        let remaining =
-            attempt.claimed.remaining.map(|remaining| remaining.saturating_sub(attempt.begun.elapsed()));
-        let is_too_late = remaining.is_some_and(|remaining| remaining < delay);
-        Some(if is_too_late { Err(failure) } else { Ok(delay) })
+        Some(if is_too_late(delay) { Err(failure) } else { Ok(delay) })
     }
+}
+
+/// Whether an attempt was ended because it took too long.
+fn is_late(code: FailureCode) -> bool {
+    matches!(code, FailureCode::Timeout | FailureCode::IdleTimeout | FailureCode::DeadlineExceeded)
+}
+
+/// Whether an attempt may have failed because a model did not answer.
+fn gives_up(code: FailureCode) -> bool {
+    matches!(code, FailureCode::HarnessError | FailureCode::Crashed | FailureCode::ProviderError)
 }
 
 impl Meter for Calls {

@@ -75,8 +75,8 @@ impl Execution<'_> {
             Settled::Stands(delta) => run.catch_up(&delta),
             Settled::LeaseLost => return Ended::Lost,
         }
-        if let (Outcome::Failed(_), Some(calls)) = (&outcome, &calls) {
-            match calls.exhausted(self.attempt).await {
+        if let (Outcome::Failed(failure), Some(calls)) = (&outcome, &calls) {
+            match calls.without_room(self.attempt, failure).await {
                 Some(Ok(delay)) => return Ended::Postponed(delay),
                 Some(Err(failure)) => outcome = Outcome::Failed(failure),
                 None => {}

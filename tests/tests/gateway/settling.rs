@@ -30,6 +30,7 @@ async fn every_fault_of_a_provider_has_an_outcome_and_the_bill_is_covered() {
                 (Fault::Garbage, "unknown", 200),
                 (Fault::NoUsage, "unknown", 200),
                 (Fault::ZeroUsage, "unknown", 200),
+                (Fault::UsageTwice, "settled", 200),
                 (Fault::CutAfter(2), "unknown", if stream { 200 } else { 502 }),
             ];
             for (fault, expected, status) in faults {

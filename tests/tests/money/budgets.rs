@@ -1,5 +1,6 @@
 //! A limit that an operator sets holds for the next call, and counts what was spent before it.
 
+use sqlx::Connection;
 use store::{Budget, CallOutcome, Period, Reserved, SpendBy, SpendScope};
 use tests::{Database, Runner};
 
@@ -67,6 +68,53 @@ async fn a_limit_that_is_lowered_below_what_is_spent_stops_the_next_call() {
         matches!(caller.reserve(&caller.call(21)).await, Reserved::Spent { limit, .. } if limit == usd(100))
     );
     caller.granted(20).await;
+}
+
+/// Makes the reservation of a call of this cost wait in the middle, when it has looked at the limits, while somebody holds
+/// the lock 42.
+const HALT: &str = "
+    CREATE FUNCTION halt() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_advisory_xact_lock_shared(42); RETURN NEW; END $$;
+    CREATE TRIGGER halt BEFORE INSERT ON harness_calls FOR EACH ROW
+        WHEN (NEW.reserved_microusd = 61) EXECUTE FUNCTION halt()";
+
+#[tokio::test]
+async fn a_limit_that_is_set_for_the_first_time_counts_a_reservation_that_was_under_way() {
+    let database = Database::new().await;
+    let stores = [database.store(), database.store()];
+    let [early, late] = [Runner::register(&stores[0]).await, Runner::register(&stores[1]).await];
+    let (early, late) = (Caller::new(&early, "s", &[]).await, Caller::new(&late, "t", &[]).await);
+    // Its accounts are open.
+    early.settle(&early.granted(1).await, CallOutcome::Free).await;
+    database.execute(HALT).await;
+    let mut other = database.connect().await;
+    let mut holding = other.begin().await.expect("a transaction");
+    sqlx::query("SELECT pg_advisory_xact_lock(42)").execute(&mut *holding).await.expect("held");
+    let waiting = async |count: i64| {
+        let blocked = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        let look = async || (database.count(blocked).await == count).then_some(());
+        tests::until(&format!("{count} wait"), look).await;
+    };
+    let first = early.call(61);
+    let under_way = early.reserve(&first);
+    let limited = async {
+        waiting(1).await;
+        let budget = budget(SpendScope::Fleet, Period::Day, "", 100);
+        let (second, setting) = (late.call(61), stores[1].set_budget(&budget, "ann"));
+        setting.await.expect("set");
+        late.reserve(&second).await
+    };
+    // Either the limit waits for the first call, or the second call waits beside it.
+    let releasing = async {
+        waiting(2).await;
+        holding.commit().await.expect("committed");
+    };
+    let (first, second, ()) = tokio::join!(under_way, limited, releasing);
+    assert_eq!(first, Reserved::Granted);
+    assert!(matches!(second, Reserved::Busy { .. }), "{second:?}");
+    assert_eq!(account(&stores[0], "fleet:day:").await, (0, 61));
+    database.audited().await;
 }
 
 #[tokio::test]

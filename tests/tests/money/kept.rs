@@ -1,9 +1,10 @@
-//! Daily sums outlive the calls, and calls are kept for as long as an account needs them.
+//! Daily sums outlive the calls, and calls are kept for as long as an account needs them. Each step of the upkeep is done,
+//! whatever becomes of the others.
 
 use std::time::Duration;
 
 use store::{SpendBy, Store};
-use tests::{Database, Runner};
+use tests::{Database, Fleet, Runner, declare_dead, until};
 
 use crate::caller::{Caller, cost, daily};
 
@@ -62,4 +63,22 @@ async fn a_call_that_is_held_keeps_its_partition() {
     store.maintain_partitions(2 * DAY).await.expect("partitions");
     assert!(database.count(parts).await >= before - 1, "at most the first day of the oldest is not needed");
     assert_eq!(database.count("SELECT count(*) FROM harness_calls").await, 1);
+}
+
+#[tokio::test]
+async fn upkeep_goes_on_behind_a_step_that_fails() {
+    let fleet = Fleet::new().await;
+    let dying = Runner::with_lease(&fleet.store, Duration::from_millis(1)).await;
+    Caller::new(&dying, "s", &daily(1_000)).await.granted(10).await;
+    until("its lease is over", async || (!declare_dead(&fleet.store).await.is_empty()).then_some(())).await;
+    // The call that is left open cannot be counted, and the moves are folded all the same.
+    let refuse = "
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not that'; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON harness_calls FOR EACH ROW EXECUTE FUNCTION refuse()";
+    fleet.database.execute(refuse).await;
+    let moves = "SELECT count(*) FROM harness_account_moves";
+    assert!(fleet.database.count(moves).await > 0);
+    let _worker = fleet.worker("worker").start().await;
+    until("they are folded", async || (fleet.database.count(moves).await == 0).then_some(())).await;
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_calls WHERE state = 'held'").await, 1);
 }

@@ -37,6 +37,8 @@ for number in range(asked["questions"]):
             answer = json.load(urllib.request.urlopen(request))
             break
         except urllib.error.HTTPError as refused:
+            while asked.get("hangs"):
+                time.sleep(1)
             if refused.code != 429:
                 print(json.dumps({"type": "error", "message": f"{refused.code} {refused.read().decode()}"}), flush=True)
                 sys.exit(0)
@@ -99,7 +101,7 @@ async fn a_budget_that_is_spent_stops_the_job_and_the_bill_stays_within_it() {
 #[tokio::test]
 async fn a_job_that_may_wait_comes_back_when_the_window_turns() {
     let (fleet, provider) = fleet_and_provider().await;
-    let launch = worker(&fleet, &provider, "worker", "on_exhausted = \"wait\"\nbudget_daily = \"0.002\"\n");
+    let launch = worker(&fleet, &provider, "worker", "on_exhausted = \"wait\"\nbudget_daily = \"0.004\"\n");
     let _worker = launch.start().await;
     let (waits, fails) = (asks("s-1", json!({"questions": 99})), asks("s-2", json!({"questions": 99})));
     let fails = JobSpec { deadline_ms: Some(120_000), ..fails };
@@ -110,6 +112,71 @@ async fn a_job_that_may_wait_comes_back_when_the_window_turns() {
     let due = "SELECT count(*) FROM harness_jobs WHERE state = 'scheduled' AND attempts = 0
                AND due_at >= date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' + interval '1 day'";
     until("it is due tomorrow", async || (fleet.database.count(due).await == 1).then_some(())).await;
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_call_that_needs_more_than_the_limit_fails_at_once_also_where_its_agent_waits() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let launch = worker(&fleet, &provider, "worker", "on_exhausted = \"wait\"\nbudget_daily = \"0.001\"\n");
+    let _worker = launch.start().await;
+    let spec = asks("s", json!({"questions": 1}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let failure = fleet.ended(spec.job_id).await.failure.expect("a failure");
+    assert_eq!(failure.code.as_str(), "budget_exhausted", "{failure:?}");
+    let said = ["agent:day:", "a call needs $0.00", "the limit is $0.001000"];
+    assert!(said.iter().all(|said| failure.message.contains(said)), "{failure:?}");
+    assert_eq!(provider.bill_micros(), 0);
+}
+
+#[tokio::test]
+async fn an_attempt_that_takes_too_long_after_a_refusal_has_failed_by_that() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let _worker = worker(&fleet, &provider, "worker", "max_cost_usd = \"0.001\"\n").start().await;
+    let mut spec = asks("s", json!({"questions": 1, "hangs": true}));
+    (spec.timeout_ms, spec.retry.max_attempts) = (Some(3_000), 1);
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let failure = fleet.ended(spec.job_id).await.failure.expect("a failure");
+    assert_eq!(failure.code.as_str(), "timeout", "{failure:?}");
+    assert!(provider.asked().iter().all(|asked| asked.path.ends_with("count_tokens")));
+}
+
+#[tokio::test]
+async fn a_provider_s_key_that_is_wrong_costs_nothing_and_the_program_is_told() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let launch = worker(&fleet, &provider, "worker", "").set("ANTHROPIC_API_KEY", "sk-wrong");
+    let _worker = launch.start().await;
+    let spec = asks("s", json!({"questions": 1}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let view = fleet.ended(spec.job_id).await;
+    let failure = view.failure.expect("a failure");
+    assert_eq!(failure.code.as_str(), "harness_error", "{failure:?}");
+    assert!(failure.message.starts_with("401 ") && !failure.message.contains("sk-wrong"), "{failure:?}");
+    assert_eq!((view.cost_usd, provider.bill_micros()), (Usd::ZERO, 0));
+    assert_eq!(fleet.database.texts("SELECT state FROM harness_calls").await, ["free"]);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_settlement_that_postgres_refuses_counts_in_full_and_holds_nothing() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let refuse = "
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'not that' USING ERRCODE = '22021'; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON harness_calls FOR EACH ROW
+            WHEN (NEW.state = 'settled') EXECUTE FUNCTION refuse()";
+    fleet.database.execute(refuse).await;
+    let _worker = worker(&fleet, &provider, "worker", "").start().await;
+    let mut spec = asks("s", json!({"questions": 1}));
+    spec.retry.max_attempts = 1;
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!(view.state, JobState::Failed, "its answer is not stored: {view:?}");
+    let unknown =
+        "SELECT reason FROM harness_calls WHERE state = 'unknown' AND cost_microusd = reserved_microusd";
+    let reasons = fleet.database.texts(unknown).await;
+    assert_eq!(reasons, ["the ledger refused what was to be recorded"]);
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_calls").await, 1);
     fleet.database.audited().await;
 }
 

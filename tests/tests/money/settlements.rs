@@ -1,7 +1,7 @@
 //! A call is settled once, by the one who made it, whenever that is.
 
 use job::Usd;
-use store::{CallOutcome, Reserved, Settled};
+use store::{Budget, CallOutcome, Period, Reserved, Settled, SpendScope};
 use tests::{Database, Runner};
 
 use crate::caller::{Caller, account, cost, daily, unknown, usd};
@@ -69,4 +69,33 @@ async fn a_call_that_costs_more_than_was_held_shuts_its_accounts() {
     assert!(runner.store.reopen_account(&shut_one, "ann").await.expect("an answer"));
     caller.granted(5).await;
     database.audited().await;
+}
+
+#[tokio::test]
+async fn costs_that_no_sum_can_hold_stop_nothing() {
+    let database = Database::new().await;
+    let runner = Runner::register(&database.store()).await;
+    let (store, caller) = (&runner.store, Caller::new(&runner, "s", &[]).await);
+    for _ in 0..2 {
+        let calls = [caller.granted(u64::MAX).await, caller.granted(10).await, caller.granted(10).await];
+        tokio::join!(
+            caller.settle(&calls[0], unknown()),
+            caller.settle(&calls[1], cost(u64::MAX)),
+            caller.settle(&calls[2], cost(u64::MAX)),
+        );
+        store.spend_gauges().await.expect("sums of moves");
+        assert_eq!(account(store, "fleet:day:").await.0, i64::MAX);
+        while store.fold_accounts().await.expect("folded") > 0 {}
+    }
+    assert_eq!(account(store, "fleet:day:").await.0, i64::MAX);
+    let gauges = store.spend_gauges().await.expect("sums");
+    assert_eq!(gauges.unknown, Usd::MAX);
+    assert_eq!(store.spend(&[], 1).await.expect("sums")[0].cost_microusd, i64::MAX);
+    store.paid_before(&caller.run.claim).await.expect("sums");
+    let limit = usd(1_000);
+    let budget = Budget { scope: SpendScope::Session, period: Period::Life, name: "s".to_owned(), limit };
+    store.set_budget(&budget, "ann").await.expect("set");
+    let answer = caller.reserve(&caller.call(1)).await;
+    let Reserved::Spent { account: shut, .. } = answer else { panic!("{answer:?}") };
+    assert!(store.reopen_account(&shut, "ann").await.expect("opened"));
 }

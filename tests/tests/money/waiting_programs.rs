@@ -4,7 +4,7 @@
 use job::{JobSpec, JobState};
 use serde_json::{Value, json};
 use tests::provider::{PROVIDER_KEY, Provider};
-use tests::{Fleet, Launch, job};
+use tests::{Fleet, Launch, job, until};
 
 use crate::programs::fleet_and_provider;
 
@@ -72,6 +72,28 @@ async fn jobs_beside_each_other_on_one_budget_wait_for_each_other_and_none_fails
 }
 
 #[tokio::test]
+async fn a_program_that_gives_up_while_others_hold_the_room_comes_back_and_no_attempt_is_spent() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let launch = worker(&fleet, &provider, "models = [\"claude-opus-5-5\"]\n").set("BUDGET_DAILY", "0.06");
+    let _worker = launch.set("MODEL_WAIT_S", 0).start().await;
+    let others_hold = async |micros: i64| {
+        let key = "'fleet:day:' || to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD') || ':'";
+        let moves = "INSERT INTO harness_account_moves (key, held_microusd)";
+        fleet.database.execute(&format!("{moves} SELECT {key}, {micros}")).await;
+    };
+    others_hold(60_000).await;
+    let spec = impatient("s", json!({"questions": 1}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let back = "SELECT count(*) FROM harness_jobs WHERE state = 'scheduled' AND attempts = 0 AND started_at IS NOT NULL
+                   AND due_at BETWEEN now() + interval '5 seconds' AND now() + interval '20 seconds'";
+    until("it comes back", async || (fleet.database.count(back).await == 1).then_some(())).await;
+    others_hold(-60_000).await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
 async fn an_agent_that_degrades_goes_on_with_its_next_model_until_none_fits() {
     let (fleet, provider) = fleet_and_provider().await;
     let models = "models = [\"claude-opus-5-5\", \"claude-haiku-4-5\"]\non_exhausted = \"degrade\"\nmax_cost_usd = \"0.03\"\n";
@@ -103,10 +125,8 @@ async fn other_things_that_cost_are_the_job_s_cost_and_what_is_not_settled_count
     assert_eq!(view.state, JobState::Succeeded, "{view:?}");
     let unknown = "SELECT count(*) FROM harness_calls WHERE provider = 'other' AND model = 'search' AND state = 'unknown'
                    AND cost_microusd = 100000";
-    tests::until("the last one counts in full", async || {
-        (fleet.database.count(unknown).await == 1).then_some(())
-    })
-    .await;
+    until("the last one counts in full", async || (fleet.database.count(unknown).await == 1).then_some(()))
+        .await;
     let spent = "SELECT sum(cost_microusd)::bigint FROM harness_calls WHERE provider = 'other'";
     assert_eq!(fleet.database.count(spent).await, 150_000);
     fleet.database.audited().await;

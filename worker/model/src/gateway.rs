@@ -37,6 +37,7 @@ use axum_server::accept::NoDelayAcceptor;
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -260,12 +261,12 @@ async fn call(inner: Arc<Inner>, wire: Wire, request: Request) -> Response {
         let upstream = inner.upstream(provider)?.clone();
         let (parts, body) = request.into_parts();
         let body = inner.body(&attempt, &parts.headers, body).await?;
-        Exchange::begin(inner.clone(), attempt, upstream, wire, parts.headers, body).await
+        Exchange::begin(inner.clone(), attempt, upstream, wire, parts, body).await
     };
     begun.await.unwrap_or_else(|refusal| refusal.response(provider))
 }
 
-/// Counting is free at the provider, so it needs no reservation.
+/// Counting is free at the provider, so it needs no reservation. It takes a place there, as a call does.
 async fn count_tokens(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let counted = async {
         let attempt = inner.attempt(request.headers())?;
@@ -275,9 +276,19 @@ async fn count_tokens(State(inner): State<Arc<Inner>>, request: Request) -> Resp
         let value = crate::json::parse(&body).map_err(|error| Refusal::invalid(format!("body: {error}")))?;
         let model = value.get("model").and_then(serde_json::Value::as_str).unwrap_or_default();
         attempt.check_model(model)?;
-        let url = format!("{}/v1/messages/count_tokens", upstream.base_url);
+        let url = url(upstream, "/v1/messages/count_tokens", parts.uri.query());
         let headers = headers::to_provider(&parts.headers, Provider::Anthropic, &upstream.key);
+        let places = inner.places(Provider::Anthropic);
+        let until = Instant::now() + inner.settings.wait;
+        let slot = waiting::slot(&attempt, (Provider::Anthropic, places), until).await?;
         let answered = inner.client.post(url).headers(headers).body(body).send().await;
+        if let Some(slot) = &slot {
+            match &answered {
+                Ok(answered) => slot.answered(Some(answered.status().as_u16())),
+                Err(error) if error.is_timeout() => slot.answered(None),
+                Err(_) => {}
+            }
+        }
         let answered = answered.map_err(|error| Refusal::unreachable(&error))?;
         let (status, kept) = (answered.status(), headers::to_program(answered.headers()));
         let body = answered.bytes().await.map_err(|error| Refusal::unreachable(&error))?;
@@ -338,6 +349,12 @@ impl Inner {
     }
 }
 
+/// Returns where a request goes at a provider, with its program's query.
+fn url(upstream: &Upstream, path: &str, query: Option<&str>) -> String {
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+    format!("{}{path}{query}", upstream.base_url)
+}
+
 /// Tokens are looked up by their hash, so how long that takes says nothing about them.
 fn digest(token: &str) -> [u8; 32] {
     Sha256::digest(token).into()
@@ -351,3 +368,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 fn bearer(key: &SecretString) -> String {
     format!("Bearer {}", key.expose_secret())
 }
+
+#[cfg(test)]
+mod tests;

@@ -182,6 +182,9 @@ pub trait Ledger: Send + Sync + 'static {
     /// make it cost less. The program may still ask another model.
     fn note_spent(&self, most: Usd);
 
+    /// Notes that the wait of a request for room was over, and its program was told to try again later.
+    fn note_busy(&self) {}
+
     /// Records what became of a call, once, and stores its answer. It must work after the attempt's lease is lost, and
     /// after its end. Until it returns, the program does not see the end of the answer.
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable>;

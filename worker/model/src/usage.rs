@@ -4,7 +4,7 @@
 //! `response.incomplete` (Responses). Until then its usage is not the last word, whatever it says.
 //!
 //! Counts are never added up: a provider reports totals so far, and the largest of each field counts. A field that costs
-//! and that nobody here knows makes the whole call unpriced, and then its reservation counts.
+//! and that nobody here knows makes the whole call unpriced, and then its reservation counts. So does a count that no call can have.
 
 use std::collections::BTreeMap;
 
@@ -62,6 +62,9 @@ pub enum NoUsage {
     /// The answer reports that its input had no token.
     #[error("the answer reports a usage of zero")]
     Zero,
+    /// The answer reports more tokens, or calls of tools, than any call can have.
+    #[error("the answer reports more than any call can use")]
+    Absurd,
     /// It reports something without a price.
     #[error("{0}")]
     Unpriced(Unpriced),
@@ -178,7 +181,7 @@ impl Meter {
 
     /// Returns the input that the provider has counted.
     pub fn counted_input(&self) -> Option<u64> {
-        self.ended
+        (self.ended && !self.counts.absurd)
             .then(|| self.counts.tokens(self.wire, CacheWrites::None).all_input())
             .filter(|tokens| *tokens > 0)
     }
@@ -197,6 +200,9 @@ impl Meter {
         }
         if !self.ended {
             return Err(NoUsage::NoEnd);
+        }
+        if self.counts.absurd {
+            return Err(NoUsage::Absurd);
         }
         if let Some(field) = &self.counts.unknown_field {
             return Err(NoUsage::Unpriced(Unpriced::Field(field.clone())));

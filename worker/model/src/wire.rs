@@ -129,8 +129,8 @@ const ADDED_PER_STEP: u64 = 16;
 const ADDED_PER_KNOWN_TOOL: u64 = 2_000;
 /// More choices than any provider takes.
 const MAX_CHOICES: u64 = 128;
-/// Larger than any limit of tokens; a larger one is a mistake.
-const MAX_LIMIT: u64 = 100_000_000;
+/// Larger than any limit of tokens, and than any count of them; a larger one is a mistake.
+pub(crate) const MAX_LIMIT: u64 = 100_000_000;
 
 impl Wire {
     /// Returns the company that speaks it.
@@ -175,7 +175,8 @@ impl Wire {
 }
 
 impl Ask {
-    /// Returns the most that it can cost, or what of it has no price.
+    /// Returns the most that it can cost, or what of it has no price. A call that begins shortly before midnight may be
+    /// reserved after it, so the dearer of this day's and the next day's prices counts.
     pub fn bound(&self, prices: &Prices, day: NaiveDate, counted: &Counted) -> Result<Bound, Unpriced> {
         self.bound_within(prices, day, counted, self.output_limit)
     }
@@ -189,6 +190,19 @@ impl Ask {
         output_limit: Option<u64>,
     ) -> Result<Bound, Unpriced> {
         let price = prices.find(&self.model, day)?;
+        let today = self.bound_at(price, counted, output_limit)?;
+        let next = day.succ_opt().and_then(|day| prices.find(&self.model, day).ok());
+        let next = next.filter(|next| !std::ptr::eq(*next, price));
+        let next = next.and_then(|price| self.bound_at(price, counted, output_limit).ok());
+        Ok(next.filter(|next| next.cost > today.cost).unwrap_or(today))
+    }
+
+    fn bound_at(
+        &self,
+        price: &Price,
+        counted: &Counted,
+        output_limit: Option<u64>,
+    ) -> Result<Bound, Unpriced> {
         let passes = self.hosted.calls.saturating_add(1);
         let input = match self.hosted.calls {
             // Here the window is that of each text, and the request may have many.

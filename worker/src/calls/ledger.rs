@@ -34,6 +34,10 @@ const BUSY_RETRY: Duration = Duration::from_secs(1);
 const OTHER: &str = "other";
 /// Answers that are being kept for other jobs at the same time.
 static KEEPING: Semaphore = Semaphore::const_new(16);
+/// The most characters of what a provider says that a settlement keeps.
+const MOST_SAID: usize = 200;
+/// Why a call counts in full whose settlement Postgres has refused.
+const NOT_TAKEN: &str = "the ledger refused what was to be recorded";
 /// How often it is looked whether a program's lines are durable.
 const DURABLE_POLL: Duration = Duration::from_millis(2);
 
@@ -51,7 +55,7 @@ pub struct AttemptLedger {
     cache: Option<(Duration, CacheBounds)>,
     journal: Arc<Journal>,
     is_durable: OnceLock<IsDurable>,
-    spent: Mutex<Option<Spent>>,
+    no_room: Mutex<Option<NoRoom>>,
     /// Requests that earlier runs of the job have paid and no checkpoint covers, with what they cost; looked up when this
     /// run first pays.
     paid_before: OnceCell<Mutex<PaidBefore>>,
@@ -63,12 +67,23 @@ pub struct AttemptLedger {
 /// What requests have cost, by their hash and number.
 type PaidBefore = HashMap<([u8; 32], u32), Usd>;
 
+/// Why the last call had no room.
+#[derive(Clone, Debug)]
+pub enum NoRoom {
+    /// What is spent leaves none.
+    Spent(Spent),
+    /// Others hold it, or a rate limit is reached, and the wait for it was over.
+    Busy,
+}
+
 /// A limit that left no room for a call.
 #[derive(Clone, Debug)]
 pub struct Spent {
     /// The account, as scope:period:window:name.
     pub account: String,
     limit: Usd,
+    /// What the call could have cost.
+    need: Usd,
     shut: bool,
     /// What the call needed, if the refusal is counted only once nothing else has room either.
     uncounted: Option<Usd>,
@@ -76,7 +91,10 @@ pub struct Spent {
 
 impl fmt::Display for Spent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Spent { account, limit, shut, .. } = self;
+        let Spent { account, limit, need, shut, .. } = self;
+        if self.is_hopeless() {
+            return write!(f, "the budget {account} has no room: a call needs {need}, the limit is {limit}");
+        }
         if *shut {
             return write!(
                 f,
@@ -84,6 +102,13 @@ impl fmt::Display for Spent {
             );
         }
         write!(f, "the budget {account} of {limit} is spent")
+    }
+}
+
+impl Spent {
+    /// Returns whether the call needs more than the whole limit, so that no later window has room for it either.
+    pub fn is_hopeless(&self) -> bool {
+        self.need > self.limit
     }
 }
 
@@ -106,7 +131,7 @@ impl AttemptLedger {
                 .and_then(|bounds| Some((agent.cache_age(bounds.age)?, bounds))),
             journal,
             is_durable: OnceLock::new(),
-            spent: Mutex::default(),
+            no_room: Mutex::default(),
             paid_before: OnceCell::new(),
             look: worker.look.clone(),
             stop_waiting: worker.stop_waiting.clone(),
@@ -118,9 +143,9 @@ impl AttemptLedger {
         let _ = self.is_durable.set(is_durable);
     }
 
-    /// Returns the limit that left no room for the last call, if one did.
-    pub fn spent(&self) -> Option<Spent> {
-        self.spent_now().clone()
+    /// Returns why there was no room for the last call, if there was none.
+    pub fn no_room(&self) -> Option<NoRoom> {
+        self.no_room_now().clone()
     }
 
     pub fn waits(&self) -> bool {
@@ -150,8 +175,10 @@ impl AttemptLedger {
 
     /// Counts that a limit has refused a call, unless it is counted.
     pub fn count_refusal(&self) {
-        let taken =
-            self.spent_now().as_mut().and_then(|spent| Some((spent.uncounted.take()?, spent.clone())));
+        let taken = match self.no_room_now().as_mut() {
+            Some(NoRoom::Spent(spent)) => spent.uncounted.take().map(|most| (most, spent.clone())),
+            Some(NoRoom::Busy) | None => None,
+        };
         if let Some((most, spent)) = taken {
             self.refused(&spent, most);
         }
@@ -163,8 +190,8 @@ impl AttemptLedger {
         self.look.note_spent(account, most);
     }
 
-    fn spent_now(&self) -> MutexGuard<'_, Option<Spent>> {
-        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
+    fn no_room_now(&self) -> MutexGuard<'_, Option<NoRoom>> {
+        self.no_room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn row(&self, call: &Call) -> NewCall {
@@ -254,11 +281,15 @@ impl AttemptLedger {
 
     async fn reserve_row(&self, row: NewCall) -> Result<Reserve, Unavailable> {
         let (provider, asks_cache) = (row.provider, row.lookup.as_ref().is_some_and(|it| it.cache.is_some()));
+        let need = row.reserved;
         let reserved = self.store.reserve(row).await.map_err(unavailable)?;
         let (spent, room) = match reserved {
-            Reserved::Answered(answer) => return Ok(Reserve::Answered(self.given(answer))),
+            Reserved::Answered(answer) => {
+                *self.no_room_now() = None;
+                return Ok(Reserve::Answered(self.given(answer)));
+            }
             Reserved::Granted => {
-                *self.spent_now() = None;
+                *self.no_room_now() = None;
                 if asks_cache {
                     metrics::cache(if self.store.asks_cache() { "miss" } else { "skipped" });
                 }
@@ -276,19 +307,24 @@ impl AttemptLedger {
             }
             Reserved::Lost => return Err(Unavailable("this run has lost its job".to_owned())),
             Reserved::Spent { account, limit, room, shut } => {
-                (Spent { account, limit, shut, uncounted: None }, room)
+                (Spent { account, limit, need, shut, uncounted: None }, room)
             }
         };
         let limit = spent.to_string();
-        *self.spent_now() = Some(spent);
+        *self.no_room_now() = Some(NoRoom::Spent(spent));
         Ok(Reserve::Spent { limit, room })
     }
 
-    /// Retries until Postgres has answered: the money is spent, whatever became of the run.
+    /// Retries until Postgres has answered: the money is spent, whatever became of the run. What Postgres refuses counts in
+    /// full, so that nothing stays held for ever; its answer is not stored, so that is an error all the same.
     async fn settle_row(&self, settled: SettledCall) -> Result<(), Unavailable> {
-        let settle = || self.store.settle(settled.clone());
-        let settling =
-            retry("settling a model call", &self.stop_waiting, StoreError::is_retryable, settle).await;
+        let settling = self.try_to_settle(&settled).await;
+        if matches!(&settling, Err(RetryError::Permanent(StoreError::Refused { .. }))) {
+            let counted = self.try_to_settle(&in_full(&settled)).await;
+            if let Err(RetryError::Permanent(cause)) = counted {
+                error!(call = %settled.call.call_id, cause = cause.as_dyn(), "a model call stays held");
+            }
+        }
         match settling {
             Ok(store::Settled::Now { overrun }) if overrun > Usd::ZERO => {
                 let NewCall { call_id, model, .. } = &settled.call;
@@ -299,6 +335,11 @@ impl AttemptLedger {
             Err(RetryError::Stopped) => Err(Unavailable("this process ends".to_owned())),
             Err(RetryError::Permanent(error)) => Err(unavailable(error)),
         }
+    }
+
+    async fn try_to_settle(&self, settled: &SettledCall) -> Result<store::Settled, RetryError<StoreError>> {
+        let settle = || self.store.settle(settled.clone());
+        retry("settling a model call", &self.stop_waiting, StoreError::is_retryable, settle).await
     }
 }
 
@@ -315,12 +356,16 @@ impl Ledger for AttemptLedger {
     }
 
     fn note_spent(&self, most: Usd) {
-        if let Some(spent) = self.spent_now().as_mut() {
+        if let Some(NoRoom::Spent(spent)) = self.no_room_now().as_mut() {
             spent.uncounted = Some(most);
         }
         if !self.tries_others {
             self.count_refusal();
         }
+    }
+
+    fn note_busy(&self) {
+        *self.no_room_now() = Some(NoRoom::Busy);
     }
 
     async fn reserve_purchase(&self, purchase: &Purchase) -> Result<Reserve, Unavailable> {
@@ -352,6 +397,7 @@ impl Ledger for AttemptLedger {
         let used = row.rate_use.as_ref().map(|takes| self.keys.used(call, takes, &outcome));
         let (counted, costs) = (outcome.clone(), outcome != Outcome::Free);
         let (outcome, used) = (outcome_row(outcome), used.unwrap_or_default());
+        let provider_request_id = provider_request_id.as_deref().map(said);
         let settled = SettledCall { call: row, outcome, provider_request_id, answer, used };
         self.settle_row(settled).await?;
         metrics::settled(&self.agent_id, &call.model, call.bound.cost, &counted);
@@ -381,6 +427,9 @@ impl Ledger for AttemptLedger {
 
     async fn look_up(&self, call: &Call) -> Result<Option<Given>, Unavailable> {
         let found = self.store.look_up(self.row(call)).await.map_err(unavailable)?;
+        if found.is_some() {
+            *self.no_room_now() = None;
+        }
         Ok(found.map(|answer| self.given(answer)))
     }
 }
@@ -415,10 +464,53 @@ fn outcome_row(outcome: Outcome) -> CallOutcome {
                     cache_write: tokens.cache_write.saturating_add(tokens.cache_write_long),
                     output: tokens.output,
                 },
-                answered_by: settled.model,
+                answered_by: said(&settled.model),
             }
         }
         Outcome::Free => CallOutcome::Free,
-        Outcome::Unknown(reason) => CallOutcome::Unknown { reason: reason.to_string() },
+        Outcome::Unknown(reason) => CallOutcome::Unknown { reason: said(&reason.to_string()) },
+    }
+}
+
+/// Returns what a provider says as Postgres can hold it and people can read it.
+fn said(text: &str) -> String {
+    text.chars().take(MOST_SAID).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Returns a settlement with nothing in it that came from outside.
+fn in_full(settled: &SettledCall) -> SettledCall {
+    SettledCall {
+        call: settled.call.clone(),
+        outcome: CallOutcome::Unknown { reason: NOT_TAKEN.to_owned() },
+        provider_request_id: None,
+        answer: None,
+        used: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{NoUsage, Settled, Tokens, Unpriced};
+
+    use super::*;
+
+    #[test]
+    fn what_a_provider_says_is_recorded_clean_and_short() {
+        let name = format!("m\0\u{1b}[2J\u{7f}é{}", "x".repeat(1_000_000));
+        let settled = Settled { cost: Usd::ZERO, tokens: Tokens::default(), model: name.clone() };
+        let texts = match (
+            outcome_row(Outcome::Settled(settled)),
+            outcome_row(Outcome::Unknown(NoUsage::Unpriced(Unpriced::Field(name.clone())))),
+        ) {
+            (CallOutcome::Settled { answered_by, .. }, CallOutcome::Unknown { reason }) => {
+                [answered_by, reason, said(&name)]
+            }
+            other => panic!("{other:?}"),
+        };
+        for text in texts {
+            assert!(!text.contains(char::is_control) && text.contains('é'), "{text}");
+            assert_eq!(text.chars().count(), MOST_SAID);
+        }
+        assert_eq!(said("claude-opus-5-5"), "claude-opus-5-5");
     }
 }

@@ -172,6 +172,15 @@ macro_rules! accounts {
 }
 pub(crate) use accounts;
 
+/// A sum as the ledger holds it: one that is larger stays at the largest, so that no statement fails for it. The sum must not
+/// be NULL.
+macro_rules! bounded {
+    ($sum:expr) => {
+        concat!("greatest(least(", $sum, ", 9223372036854775807), -9223372036854775807)::bigint")
+    };
+}
+pub(crate) use bounded;
+
 /// The keys of the accounts in which the row `c` of `harness_calls` counts, as `k.key`.
 macro_rules! keys_of_call {
     () => {
@@ -210,8 +219,13 @@ macro_rules! take_in {
             $scope,
             ":life::' || ",
             $id,
-            ", sum(cost_microusd), coalesce(sum(reserved_microusd) FILTER (WHERE state = 'held'), 0),
-                     sum(overrun_microusd), 9223372036854775807
+            ", ",
+            $crate::spend::account::bounded!("sum(cost_microusd)"),
+            ", ",
+            $crate::spend::account::bounded!("coalesce(sum(reserved_microusd) FILTER (WHERE state = 'held'), 0)"),
+            ", ",
+            $crate::spend::account::bounded!("sum(overrun_microusd)"),
+            ", 9223372036854775807
                 FROM adopted GROUP BY ",
             $id
         )
@@ -261,6 +275,15 @@ pub(super) const OPEN_JOBS: &str = concat!(
     take_in!("job", "job_id")
 );
 
+/// A reservation locks only the accounts for which it sees a limit. One that did not see a limit yet must have ended before
+/// another one decides by it. So each reservation holds this lock, shared with all others, from before it looks until
+/// its end; who sets a limit holds it alone, and waits for those that are under way. It comes first, so that nobody who
+/// waits for it holds anything.
+pub(super) const LOCK_OUT_LIMITS: &str = "SELECT pg_advisory_xact_lock_shared(7521418671159473016)";
+
+/// As [`LOCK_OUT_LIMITS`], for who sets a limit.
+pub(super) const LOCK_OUT_RESERVATIONS: &str = "SELECT pg_advisory_xact_lock(7521418671159473016)";
+
 /// Locks the accounts that carry a limit, in the order of their keys, and rewrites none.
 pub(super) const LOCK: &str = concat!(
     "WITH ",
@@ -305,8 +328,15 @@ macro_rules! fold {
                   FROM folded GROUP BY key
             )
             UPDATE harness_accounts a
-               SET spent_microusd = a.spent_microusd + f.spent, held_microusd = a.held_microusd + f.held,
-                   overrun_microusd = a.overrun_microusd + f.overrun,
+               SET spent_microusd = ",
+            $crate::spend::account::bounded!("a.spent_microusd + f.spent"),
+            ",
+                   held_microusd = ",
+            $crate::spend::account::bounded!("a.held_microusd + f.held"),
+            ",
+                   overrun_microusd = ",
+            $crate::spend::account::bounded!("a.overrun_microusd + f.overrun"),
+            ",
                    bound_microusd = greatest(a.bound_microusd, f.bound),
                    folded_tx = pg_snapshot_xmin(pg_current_snapshot()), changed_at = now()
               FROM f WHERE a.key = ANY(ARRAY(SELECT key FROM f)) AND a.key = f.key"

@@ -5,7 +5,9 @@ use std::time::Duration;
 use job::Usd;
 use tokio_postgres::Row;
 
-use super::account::{OPEN, OPEN_JOBS, Period, Scope, micros, today, unfolded_from};
+use super::account::{
+    LOCK_OUT_RESERVATIONS, OPEN, OPEN_JOBS, Period, Scope, bounded, micros, today, unfolded_from,
+};
 use crate::access::logged;
 use crate::database::{Tx, query};
 use crate::{Store, StoreError};
@@ -73,8 +75,12 @@ const LOG: &str = "
 const REOPEN: &str = concat!(
     "WITH opened AS (
          UPDATE harness_accounts a
-            SET reopened_microusd = overrun_microusd + (SELECT coalesce(sum(m.overrun_microusd), 0)
-                                                          FROM harness_account_moves m WHERE m.key = a.key)
+            SET reopened_microusd = ",
+    bounded!(
+        "overrun_microusd + (SELECT coalesce(sum(m.overrun_microusd), 0)
+                                                          FROM harness_account_moves m WHERE m.key = a.key)"
+    ),
+    "
           WHERE key = $2 RETURNING key) ",
     logged!("account_reopened", "NULL", "jsonb_build_object('account', key)", "opened")
 );
@@ -82,7 +88,13 @@ const REOPEN: &str = concat!(
 /// Accounts of windows that have not ended, with those budgets that have no account yet left out.
 const ACCOUNTS: &str = concat!(
     "SELECT a.key, b.limit_microusd, nullif(greatest(a.bound_microusd, m.bound), 9223372036854775807),
-            a.spent_microusd + m.spent, a.held_microusd + m.held, a.overrun_microusd + m.overrun,
+            ",
+    bounded!("a.spent_microusd + m.spent"),
+    ", ",
+    bounded!("a.held_microusd + m.held"),
+    ", ",
+    bounded!("a.overrun_microusd + m.overrun"),
+    ",
             a.overrun_microusd + m.overrun > a.reopened_microusd
        FROM (SELECT *, ",
     unfolded_from!(),
@@ -92,8 +104,8 @@ const ACCOUNTS: &str = concat!(
                                 + length(split_part(key, ':', 3)) + 4) AS name
                FROM harness_accounts OFFSET 0) a
       CROSS JOIN LATERAL (
-            SELECT coalesce(sum(spent_microusd), 0)::bigint AS spent, coalesce(sum(held_microusd), 0)::bigint AS held,
-                   coalesce(sum(overrun_microusd), 0)::bigint AS overrun, coalesce(max(bound_microusd), 0) AS bound
+            SELECT coalesce(sum(spent_microusd), 0) AS spent, coalesce(sum(held_microusd), 0) AS held,
+                   coalesce(sum(overrun_microusd), 0) AS overrun, coalesce(max(bound_microusd), 0) AS bound
               FROM harness_account_moves m WHERE m.key = a.key AND m.tx >= a.unfolded_from) m
        LEFT JOIN harness_budgets b ON b.scope = a.scope AND b.period = a.period AND b.name = a.name
       WHERE a.starts IN ('', to_char(",
@@ -122,15 +134,18 @@ const UNTIL_TURN: &str = "
 const ZONE: &str = "SELECT zone FROM harness_spend_zone";
 
 impl Store {
-    /// Sets a limit. It holds for the next reservation; what is held and spent by now counts.
+    /// Sets a limit. It holds for the next reservation; what is held and spent by now counts. It waits for the reservations
+    /// that are under way, and new ones wait for it.
     pub async fn set_budget(&self, budget: &Budget, actor: &str) -> Result<(), StoreError> {
         let (scope, period) = (budget.scope.as_str(), budget.period.as_str());
         let (name, limit) = (budget.name.as_str(), micros(budget.limit));
         let accounts = (vec![scope], vec![period], vec![name], vec![false], vec![None::<i64>]);
-        let tx = Tx::prepare(&self.pool, "set_budget", [STOP_RUN, SET, OPEN, OPEN_JOBS, LOG]).await?;
+        let steps = [LOCK_OUT_RESERVATIONS, STOP_RUN, SET, OPEN, OPEN_JOBS, LOG];
+        let tx = Tx::prepare(&self.pool, "set_budget", steps).await?;
         let open: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
             [&accounts.0, &accounts.1, &accounts.2, &accounts.3, &accounts.4];
         tx.run([
+            &[],
             &[&scope, &name],
             &[&scope, &name, &period, &limit, &actor],
             &open,

@@ -6,7 +6,7 @@
 use job::Usd;
 use tokio_postgres::Row;
 
-use super::account::{Period, Scope, today, unfolded_from};
+use super::account::{Period, Scope, bounded, today, unfolded_from};
 use crate::database::{Tx, read_usd};
 use crate::{Store, StoreError};
 
@@ -80,16 +80,22 @@ const BUDGETS: &str = concat!(
                  ORDER BY scope, period, name LIMIT 1000) b JOIN p ON p.period = b.period
     )
     SELECT w.scope, w.period, w.name, w.key, least(b.limit_microusd, nullif(nullif(
-               greatest(a.bound_microusd, m.bound), 0), 9223372036854775807)) AS most,
-           coalesce(a.spent_microusd, 0) + m.spent, coalesce(a.held_microusd, 0) + m.held,
-           greatest(coalesce(a.overrun_microusd, 0) + m.overrun - coalesce(a.reopened_microusd, 0), 0)
+               greatest(a.bound_microusd, m.bound), 0), 9223372036854775807)) AS most, ",
+    bounded!("coalesce(a.spent_microusd, 0) + m.spent"),
+    ", ",
+    bounded!("coalesce(a.held_microusd, 0) + m.held"),
+    ", ",
+    bounded!(
+        "greatest(coalesce(a.overrun_microusd, 0) + m.overrun - coalesce(a.reopened_microusd, 0), 0)"
+    ),
+    "
       FROM (SELECT *, scope || ':' || period || ':' || starts || ':' || name AS key FROM wanted) w
       LEFT JOIN LATERAL (SELECT *, ",
     unfolded_from!(),
     " AS unfolded_from FROM harness_accounts h WHERE h.key = w.key OFFSET 0) a ON true
      CROSS JOIN LATERAL (
-           SELECT coalesce(sum(spent_microusd), 0)::bigint AS spent, coalesce(sum(held_microusd), 0)::bigint AS held,
-                  coalesce(sum(overrun_microusd), 0)::bigint AS overrun, max(bound_microusd) AS bound
+           SELECT coalesce(sum(spent_microusd), 0) AS spent, coalesce(sum(held_microusd), 0) AS held,
+                  coalesce(sum(overrun_microusd), 0) AS overrun, max(bound_microusd) AS bound
              FROM harness_account_moves m WHERE m.key = a.key AND m.tx >= a.unfolded_from OFFSET 0) m
       LEFT JOIN LATERAL (SELECT limit_microusd FROM harness_budgets b
                           WHERE b.scope = w.scope AND b.period = w.period AND b.name = w.name OFFSET 0) b ON true
@@ -97,10 +103,12 @@ const BUDGETS: &str = concat!(
         OR b.limit_microusd IS NOT NULL OR greatest(a.bound_microusd, m.bound) BETWEEN 1 AND 9223372036854775806"
 );
 
-const UNKNOWN: &str = "
-    SELECT count(*), coalesce(sum(cost_microusd), 0)::bigint,
-           count(*) FILTER (WHERE reserved_at < now() - interval '1 hour')
-      FROM (SELECT cost_microusd, reserved_at FROM harness_calls WHERE state = 'unknown' ORDER BY call_id LIMIT 10000) u";
+const UNKNOWN: &str = concat!(
+    "SELECT count(*), ",
+    bounded!("coalesce(sum(cost_microusd), 0)"),
+    ", count(*) FILTER (WHERE reserved_at < now() - interval '1 hour')
+      FROM (SELECT cost_microusd, reserved_at FROM harness_calls WHERE state = 'unknown' ORDER BY call_id LIMIT 10000) u"
+);
 
 impl Store {
     /// Reads how limits fare, and what is not known.

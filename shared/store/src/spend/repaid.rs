@@ -5,6 +5,7 @@ use job::Usd;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use super::account::bounded;
 use crate::database::{query, read_usd};
 use crate::jobs::Claim;
 use crate::{Store, StoreError};
@@ -20,8 +21,10 @@ pub struct PaidRequest {
     pub cost: Usd,
 }
 
-const PAID: &str = "
-    SELECT request_hash, request_nth, sum(cost_microusd)::bigint FROM harness_calls c
+const PAID: &str = concat!(
+    "SELECT request_hash, request_nth, ",
+    bounded!("sum(cost_microusd)"),
+    " FROM harness_calls c
      WHERE session_id = $1 AND job_id = $2 AND epoch < $3 AND cost_microusd > 0
        AND NOT EXISTS (SELECT FROM harness_checkpoints k
                         WHERE k.session_id = c.session_id AND k.job_id = c.job_id AND k.epoch >= c.epoch
@@ -29,7 +32,8 @@ const PAID: &str = "
        AND NOT EXISTS (SELECT FROM harness_history k
                         WHERE k.session_id = c.session_id AND k.folded_by = c.job_id AND k.job_id = c.job_id
                           AND k.epoch >= c.epoch AND (k.epoch > c.epoch OR k.created_at > c.settled_at))
-     GROUP BY request_hash, request_nth LIMIT 10000";
+     GROUP BY request_hash, request_nth LIMIT 10000"
+);
 
 impl Store {
     /// Returns what earlier runs of a job have paid and no checkpoint covers yet.

@@ -129,11 +129,11 @@ impl Store {
             Some(_) => ("(tenant, call_id) >= ($4, $2) AND tenant <= $4", "AND tenant = $4"),
             None => ("call_id >= $2", ""),
         };
+        let sums = ["calls", "cost", "unknown", "held", "input", "cache_read", "cache_write", "output"];
+        let sums =
+            sums.map(|sum| format!("least(coalesce(sum({sum}), 0), 9223372036854775807)::bigint")).join(", ");
         let sql = format!(
-            "SELECT {of}, coalesce(sum(calls), 0)::bigint, coalesce(sum(cost), 0)::bigint,
-                    coalesce(sum(unknown), 0)::bigint, coalesce(sum(held), 0)::bigint, coalesce(sum(input), 0)::bigint,
-                    coalesce(sum(cache_read), 0)::bigint, coalesce(sum(cache_write), 0)::bigint,
-                    coalesce(sum(output), 0)::bigint
+            "SELECT {of}, {sums}
                FROM (SELECT day, tenant, agent_id, coalesce(user_id, '') AS user_id, model, job_id::text AS job_id,
                             1 AS calls, cost_microusd AS cost,
                             CASE WHEN state = 'unknown' THEN cost_microusd ELSE 0 END AS unknown,

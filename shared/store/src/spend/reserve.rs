@@ -12,7 +12,9 @@ use tokio_postgres::types::ToSql;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::account::{Accounts, FOLD, LOCK, OPEN, OPEN_JOBS, accounts, unfolded_from};
+use super::account::{
+    Accounts, FOLD, LOCK, LOCK_OUT_LIMITS, OPEN, OPEN_JOBS, accounts, bounded, unfolded_from,
+};
 use super::answers::{GivenAnswer, answers, is_progress};
 use super::cache::{CacheHealth, cached};
 use super::call::{CacheLookup, Columns, Lookup, NewCall, call_columns, call_values};
@@ -145,7 +147,9 @@ macro_rules! reserve {
         ON CONFLICT DO NOTHING RETURNING call_id
     ), moved AS (
         INSERT INTO harness_account_moves (key, held_microusd, bound_microusd)
-        SELECT c.key, sum(a.reserved), max(coalesce(c.max, 9223372036854775807))
+        SELECT c.key, ",
+    bounded!("sum(a.reserved)"),
+    ", max(coalesce(c.max, 9223372036854775807))
           FROM inserted i JOIN asked a ON a.call_id = i.call_id JOIN counted c ON c.turn = a.turn
          GROUP BY c.key
     )",
@@ -155,7 +159,7 @@ macro_rules! reserve {
            found IS NULL AND runs, b.key, b.max, b.exhausted, b.shut, ",
     $answers,
     ",
-           (SELECT min(CASE WHEN c.shut THEN 0 ELSE c.max - c.spent END)::bigint FROM checked c WHERE c.turn = a.turn),
+           (SELECT min(CASE WHEN c.shut THEN 0 ELSE greatest(c.max - c.spent, 0) END)::bigint FROM checked c WHERE c.turn = a.turn),
            g.content_type, g.body, g.cached, g.cost, g.input, g.output, EXISTS (SELECT FROM unopened)
       FROM asked a
       LEFT JOIN given g ON g.turn = a.turn
@@ -286,7 +290,7 @@ impl Batched for Reservation {
     fn changed(&self, _: &Reserved, _: &mut Vec<Change>) {}
 }
 
-/// Decides among open accounts, and opens them only where one is missing: that is two of five statements.
+/// Decides among open accounts, and opens them only where one is missing: that is two of six statements.
 async fn decide(pool: &Pool, batch: &[Reservation], in_cache: bool) -> Result<Vec<Reserved>, StoreError> {
     let is_answered = |answer: &Reserved| matches!(answer, Reserved::Answered(_));
     let (answers, one_was_closed) = decided(pool, batch, in_cache, false).await?;
@@ -325,7 +329,7 @@ async fn decided(
     params.extend(takes.iter().flat_map(Takes::params));
     let jobs: [Param<'_>; 1] = [&columns.jobs];
 
-    let mut steps: Vec<(&str, &[Param<'_>])> = vec![(KEEP_RUNS, &jobs)];
+    let mut steps: Vec<(&str, &[Param<'_>])> = vec![(LOCK_OUT_LIMITS, &[]), (KEEP_RUNS, &jobs)];
     if opens {
         steps.extend([(OPEN, of_accounts.as_slice()), (OPEN_JOBS, of_accounts.as_slice())]);
     }

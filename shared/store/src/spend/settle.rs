@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::account::{keys_of_call, micros};
+use super::account::{bounded, keys_of_call, micros};
 use super::answers::{Answers, STORE, StoredAnswer};
 use super::call::{CallTokens, Columns, NewCall, call_columns, call_values};
 use super::rates::{Uses, give_back};
@@ -91,7 +91,9 @@ const INSERT_MISSING: &str = concat!(
         ON CONFLICT DO NOTHING RETURNING *
     )
     INSERT INTO harness_account_moves (key, held_microusd)
-    SELECT k.key, sum(c.reserved_microusd) FROM inserted c ",
+    SELECT k.key, ",
+    bounded!("sum(c.reserved_microusd)"),
+    " FROM inserted c ",
     keys_of_call!(),
     " GROUP BY k.key"
 );
@@ -122,8 +124,13 @@ macro_rules! settle {
         RETURNING c.*, l.before, l.spent, l.reserved
     ), moved AS (
         INSERT INTO harness_account_moves (key, spent_microusd, held_microusd, overrun_microusd)
-        SELECT k.key, sum(c.cost_microusd - c.spent), -sum(CASE c.before WHEN 'held' THEN c.reserved ELSE 0 END),
-               sum(c.overrun_microusd)
+        SELECT k.key, ",
+    bounded!("sum(c.cost_microusd - c.spent)"),
+    ", ",
+    bounded!("-sum(CASE c.before WHEN 'held' THEN c.reserved ELSE 0 END)"),
+    ", ",
+    bounded!("sum(c.overrun_microusd)"),
+    "
           FROM c ",
     keys_of_call!(),
     " GROUP BY k.key

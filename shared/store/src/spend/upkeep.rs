@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::account::FOLD_SOME;
+use super::account::{FOLD_SOME, bounded};
 use super::unsettled::LEAVE_LEFT;
 use crate::database::{millis, query};
 use crate::{Store, StoreError};
@@ -15,23 +15,45 @@ pub(crate) const OLDEST_CALLS: &str = "
                    - interval '1 day',
                (SELECT min(reserved_at) - interval '1 day' FROM harness_calls WHERE state = 'held'))) * 1000)::bigint";
 
+/// Sets a column of a daily sum to itself and what comes to it.
+macro_rules! added {
+    ($column:literal) => {
+        concat!(", ", $column, " = ", bounded!(concat!("s.", $column, "::numeric + excluded.", $column)))
+    };
+}
+
 /// Adds the calls of a partition to the daily sums, in the transaction that drops it. To be followed by the
 /// partition's name and [`SUM_UP`]'s second part.
 pub(crate) const SUM_UP: [&str; 2] = [
-    "SET LOCAL statement_timeout = '600s';
+    concat!(
+        "SET LOCAL statement_timeout = '600s';
      INSERT INTO harness_spend AS s
-     SELECT day, tenant, agent_id, coalesce(user_id, ''), model, count(*), sum(cost_microusd),
-            coalesce(sum(cost_microusd) FILTER (WHERE state = 'unknown'), 0), sum(input_tokens), sum(cache_read_tokens),
-            sum(cache_write_tokens), sum(output_tokens)
-       FROM ",
-    " GROUP BY 1, 2, 3, 4, 5
+     SELECT day, tenant, agent_id, coalesce(user_id, ''), model, count(*), ",
+        bounded!("sum(cost_microusd)"),
+        ", ",
+        bounded!("coalesce(sum(cost_microusd) FILTER (WHERE state = 'unknown'), 0)"),
+        ", ",
+        bounded!("sum(input_tokens)"),
+        ", ",
+        bounded!("sum(cache_read_tokens)"),
+        ", ",
+        bounded!("sum(cache_write_tokens)"),
+        ", ",
+        bounded!("sum(output_tokens)"),
+        " FROM "
+    ),
+    concat!(
+        " GROUP BY 1, 2, 3, 4, 5
      ON CONFLICT (day, tenant, agent_id, user_id, model) DO UPDATE
-        SET calls = s.calls + excluded.calls, cost_microusd = s.cost_microusd + excluded.cost_microusd,
-            unknown_microusd = s.unknown_microusd + excluded.unknown_microusd,
-            input_tokens = s.input_tokens + excluded.input_tokens,
-            cache_read_tokens = s.cache_read_tokens + excluded.cache_read_tokens,
-            cache_write_tokens = s.cache_write_tokens + excluded.cache_write_tokens,
-            output_tokens = s.output_tokens + excluded.output_tokens;",
+        SET calls = s.calls + excluded.calls",
+        added!("cost_microusd"),
+        added!("unknown_microusd"),
+        added!("input_tokens"),
+        added!("cache_read_tokens"),
+        added!("cache_write_tokens"),
+        added!("output_tokens"),
+        ";"
+    ),
 ];
 
 /// The answers of jobs that have ended. They are no longer asked for.
@@ -61,8 +83,8 @@ impl Store {
 
     /// Deletes the answers of jobs that have ended, and old accounts.
     pub async fn forget_spend(&self, retention: Duration) -> Result<(), StoreError> {
-        query(&self.pool, "forget_answers", FORGET_ANSWERS, &[]).await?;
-        query(&self.pool, "forget_accounts", FORGET_ACCOUNTS, &[&millis(retention)]).await?;
-        Ok(())
+        let answers = query(&self.pool, "forget_answers", FORGET_ANSWERS, &[]).await;
+        let accounts = query(&self.pool, "forget_accounts", FORGET_ACCOUNTS, &[&millis(retention)]).await;
+        answers.and(accounts).map(drop)
     }
 }

@@ -62,7 +62,7 @@ impl Exchange {
         let Some(conversation) = self.ask.conversation().filter(|_| !self.is_counted) else { return false };
         self.is_counted = true;
         let of = (self.call.wire, &self.headers);
-        match counting::count(&self.inner, &self.upstream, of, &self.body).await {
+        match counting::count(&self.inner, &self.upstream, of, &self.body, self.slot.as_ref()).await {
             Some(tokens) if tokens < self.call.bound.input => {
                 self.attempt.with_counted(|counted| counted.remember(conversation, tokens));
                 let cache_key = self.call.cache_key;

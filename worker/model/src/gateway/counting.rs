@@ -9,13 +9,15 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
+use super::places::Slot;
 use super::{Inner, Upstream, headers};
 use crate::wire::Wire;
 
 /// A count that takes longer is not waited for.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// Returns the most tokens of input that the provider will count for this request, if it says.
+/// Returns the most tokens of input that the provider will count for this request, if it says. The question is asked from
+/// the request's own place at the provider.
 ///
 /// Anthropic calls its count an estimate, which may be a little too low
 /// (platform.claude.com/docs/en/build-with-claude/token-counting). So a fiftieth is added, and what the count cannot be
@@ -25,14 +27,16 @@ pub(super) async fn count(
     upstream: &Upstream,
     (wire, sent): (Wire, &HeaderMap),
     body: &Bytes,
+    slot: Option<&Slot>,
 ) -> Option<u64> {
     let (path, known) = endpoint(wire)?;
     let (asked, rest) = split(body, known)?;
     let url = format!("{}{path}", upstream.base_url);
     let request = inner.client.post(url).headers(headers::to_provider(sent, wire.provider(), &upstream.key));
     let answer = async {
-        let answer = request.body(asked).send().await?.error_for_status()?;
-        answer.bytes().await
+        let answer = request.body(asked).send().await?;
+        slot.iter().for_each(|slot| slot.answered(Some(answer.status().as_u16())));
+        answer.error_for_status()?.bytes().await
     };
     let answer = match timeout(WITHIN, answer).await {
         Ok(Ok(answer)) => answer,

@@ -9,9 +9,10 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
-use chrono::Utc;
+use chrono::{NaiveDate, Utc};
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
@@ -25,7 +26,7 @@ use super::places::Slot;
 use super::program::Program;
 use super::refusal::Refusal;
 use super::waiting::Room;
-use super::{Inner, Upstream, headers, limits};
+use super::{Inner, Upstream, headers, limits, url};
 use crate::frames::Frames;
 use crate::ledger::{Answer, Call, Given, Learnt, Settlement};
 use crate::usage::{Meter, NoUsage, Outcome, Seen, refused_before_work};
@@ -43,7 +44,11 @@ pub(super) struct Exchange {
     pub(super) ask: Ask,
     pub(super) call: Call,
     pub(super) headers: HeaderMap,
+    /// Behind the path, as the program wrote it.
+    query: Option<String>,
     pub(super) body: Bytes,
+    /// The day whose prices it is billed by: that of its reservation.
+    day: NaiveDate,
     /// What its body takes of the worker's memory, until it is sent.
     weight: Option<Weight>,
     learnt: Learnt,
@@ -66,19 +71,20 @@ impl Exchange {
         attempt: Arc<Shared>,
         upstream: Upstream,
         wire: Wire,
-        headers: HeaderMap,
+        Parts { headers, uri, .. }: Parts,
         (body, weight): (Bytes, Weight),
     ) -> Replied {
         attempt.note_traffic();
         let ask =
             wire.read(&body, attempt.attempt.caps).map_err(|error| Refusal::invalid(error.to_string()))?;
         attempt.check_model(&ask.model)?;
-        let today = Utc::now().date_naive();
-        let bound = attempt.with_counted(|counted| ask.bound(&inner.settings.prices, today, counted));
+        let day = Utc::now().date_naive();
+        let bound = attempt.with_counted(|counted| ask.bound(&inner.settings.prices, day, counted));
         let bound = bound.map_err(|error| Refusal::invalid(error.to_string()))?;
         let place = attempt.place(ask.hash);
         let (provider, model) = (wire.provider(), ask.model.clone());
-        let cache_key = cache_key(&ask, &upstream, &headers, place.key.nth);
+        let query = uri.query().map(str::to_owned);
+        let cache_key = cache_key(&ask, &upstream, (&headers, query.as_deref()), place.key.nth);
         let call = Call { id: Uuid::now_v7(), provider, wire, model, bound, request: place.key, cache_key };
         let learnt = Learnt::default();
         let exchange = Exchange {
@@ -88,7 +94,9 @@ impl Exchange {
             ask,
             call,
             headers,
+            query,
             body,
+            day,
             weight: Some(weight),
             learnt,
             degraded: false,
@@ -104,7 +112,10 @@ impl Exchange {
     async fn run(mut self, place: Place, mut reply: oneshot::Sender<Replied>) {
         let ledger = self.attempt.attempt.ledger.clone();
         let refusal = match self.room(&mut reply).await {
-            Room::Granted => None,
+            Room::Granted => {
+                self.day = Utc::now().date_naive();
+                None
+            }
             Room::Answered(given) => {
                 self.attempt.note_given(&given);
                 place.answered();
@@ -204,7 +215,7 @@ impl Exchange {
             _ => self.body.clone(),
         };
         self.body = Bytes::new();
-        let url = format!("{}{}", self.upstream.base_url, self.call.wire.path());
+        let url = url(&self.upstream, self.call.wire.path(), self.query.as_deref());
         let headers = headers::to_provider(&self.headers, self.call.provider, &self.upstream.key);
         Ok(self.inner.client.post(url).headers(headers).body(body))
     }
@@ -328,7 +339,7 @@ impl Exchange {
     }
 
     fn outcome(&self, meter: &Meter) -> Outcome {
-        let outcome = meter.outcome(&self.ask, &self.inner.settings.prices, Utc::now().date_naive());
+        let outcome = meter.outcome(&self.ask, &self.inner.settings.prices, self.day);
         if let (Some(conversation), Some(tokens)) = (self.ask.conversation(), meter.counted_input()) {
             self.attempt.with_counted(|counted| counted.remember(conversation, tokens));
         }
@@ -367,7 +378,12 @@ impl Exchange {
 
 /// Returns under what other jobs find the answer, if the request alone says what is answered. The n-th same request of an
 /// attempt finds what the n-th one got.
-fn cache_key(ask: &Ask, upstream: &Upstream, headers: &HeaderMap, nth: u32) -> Option<[u8; 32]> {
+fn cache_key(
+    ask: &Ask,
+    upstream: &Upstream,
+    (headers, query): (&HeaderMap, Option<&str>),
+    nth: u32,
+) -> Option<[u8; 32]> {
     ask.conversation()?;
     let mut sum = Sha256::new();
     let mut add = |part: &[u8]| {
@@ -381,6 +397,7 @@ fn cache_key(ask: &Ask, upstream: &Upstream, headers: &HeaderMap, nth: u32) -> O
         add(b"");
     }
     add(&nth.to_be_bytes());
+    query.into_iter().for_each(|query| add(query.as_bytes()));
     Some(sum.finalize().into())
 }
 

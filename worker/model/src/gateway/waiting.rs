@@ -86,7 +86,10 @@ impl Waiting {
                     () = ticket.turn(&mut self.settlements, *again) => None,
                     () = reply.closed() => Some(Room::Gone),
                     () = self.attempt.ended.cancelled() => Some(Room::Refused(Refusal::dead_token())),
-                    () = sleep_until(self.until) => Some(Room::Refused(self.refusal.clone())),
+                    () = sleep_until(self.until) => {
+                        self.attempt.attempt.ledger.note_busy();
+                        Some(Room::Refused(self.refusal.clone()))
+                    }
                 }
             }
         };
@@ -97,24 +100,13 @@ impl Waiting {
     /// Waits for one of the provider's places, behind those that came before. Returns how the wait has ended, if it has.
     pub async fn slot<T>(
         &self,
-        (provider, places): (Provider, &Arc<Places>),
+        of: (Provider, &Arc<Places>),
         reply: &mut oneshot::Sender<T>,
     ) -> Result<Option<Slot>, Room> {
-        let _waits = self.attempt.waits();
-        // Of an attempt one request waits among those of others, so that a thousand of its requests are not before theirs.
-        let taken = async {
-            let _turn = self.attempt.turn(provider).lock().await;
-            places.take().await
-        };
         tokio::select! {
             biased;
-            slot = taken => Ok(slot),
+            slot = slot(&self.attempt, of, self.until) => slot.map_err(Room::Refused),
             () = reply.closed() => Err(Room::Gone),
-            () = self.attempt.ended.cancelled() => Err(Room::Refused(Refusal::dead_token())),
-            () = sleep_until(self.until) => {
-                let message = "this worker has as many calls under way as the provider takes: try again";
-                Err(Room::Refused(Refusal::wait("provider_busy", message, ASK_AGAIN)))
-            }
         }
     }
 
@@ -146,6 +138,30 @@ impl Waiting {
         };
         self.place = Some((ticket, again));
         None
+    }
+}
+
+/// Waits for one of the provider's places, behind those that came before, until this time at most.
+pub(super) async fn slot(
+    attempt: &Arc<Shared>,
+    (provider, places): (Provider, &Arc<Places>),
+    until: Instant,
+) -> Result<Option<Slot>, Refusal> {
+    let _waits = attempt.waits();
+    // Of an attempt one request waits among those of others, so that a thousand of its requests are not before theirs.
+    let taken = async {
+        let _turn = attempt.turn(provider).lock().await;
+        places.take().await
+    };
+    tokio::select! {
+        biased;
+        slot = taken => Ok(slot),
+        () = attempt.ended.cancelled() => Err(Refusal::dead_token()),
+        () = sleep_until(until) => {
+            attempt.attempt.ledger.note_busy();
+            let message = "this worker has as many calls under way as the provider takes: try again";
+            Err(Refusal::wait("provider_busy", message, ASK_AGAIN))
+        }
     }
 }
 

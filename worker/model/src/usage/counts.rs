@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::Hosted;
 use crate::prices::{CacheWrites, Tokens};
-use crate::wire::Wire;
+use crate::wire::{MAX_LIMIT, Wire};
 
 /// The largest that was reported of each field.
 #[derive(Debug, Default)]
@@ -19,6 +19,8 @@ pub(super) struct Counts {
     pub hosted: Hosted,
     /// A field that counts something and is not known.
     pub unknown_field: Option<String>,
+    /// Whether a count is larger than any can be.
+    pub absurd: bool,
     input: u64,
     output: u64,
     total: u64,
@@ -74,10 +76,11 @@ impl Counts {
                     match tool.strip_suffix("_requests") {
                         // A fetch costs the tokens of what it finds, and these are input.
                         Some("web_fetch") => {}
-                        Some(tool) => {
-                            let calls = value.as_u64().unwrap_or(u64::MAX);
-                            let most = self.hosted.entry(tool.to_owned()).or_default();
-                            *most = calls.max(*most);
+                        Some(of) => {
+                            if let Some(calls) = self.counted(tool, value) {
+                                let most = self.hosted.entry(of.to_owned()).or_default();
+                                *most = calls.max(*most);
+                            }
                         }
                         None => self.unknown(&format!("{name}.{tool}"), value),
                     }
@@ -134,15 +137,20 @@ impl Counts {
     }
 
     fn count(&mut self, name: &str, value: &Value, field: impl FnOnce(&mut Counts) -> &mut u64) {
-        match value.as_u64() {
-            Some(count) => {
-                let most = field(self);
-                *most = count.max(*most);
-            }
-            None => {
-                self.unknown_field.get_or_insert_with(|| name.to_owned());
-            }
+        if let Some(count) = self.counted(name, value) {
+            let most = field(self);
+            *most = count.max(*most);
         }
+    }
+
+    /// Returns a count, if it is one that can be.
+    fn counted(&mut self, name: &str, value: &Value) -> Option<u64> {
+        let count = value.as_u64();
+        if count.is_none() {
+            self.unknown_field.get_or_insert_with(|| name.to_owned());
+        }
+        self.absurd |= count.is_some_and(|count| count > MAX_LIMIT);
+        count.filter(|count| *count <= MAX_LIMIT)
     }
 
     /// A field that is not known costs, unless it counts nothing.

@@ -244,6 +244,34 @@ fn a_field_that_costs_and_has_no_price_makes_the_reservation_count() {
 }
 
 #[test]
+fn a_count_that_no_call_can_have_makes_the_reservation_count() {
+    let most = crate::wire::MAX_LIMIT;
+    let chat = |prompt: u64, completion: u64| {
+        let usage = json!({"prompt_tokens": prompt, "completion_tokens": completion});
+        json!({"model": "gpt-6-sol", "service_tier": "default", "choices": [], "usage": usage})
+    };
+    for body in [chat(u64::MAX, 1), chat(1, most + 1)] {
+        assert_eq!(of_body(Wire::Chat, &body), Outcome::Unknown(NoUsage::Absurd), "{body}");
+        let mut meter = Meter::new(Wire::Chat);
+        meter.body(body.to_string().as_bytes());
+        assert_eq!(meter.counted_input(), None, "it says nothing of the conversation");
+    }
+    assert!(micros(&of_body(Wire::Chat, &chat(1, most))) > 0);
+    let searches = |calls: Value| {
+        let usage =
+            json!({"input_tokens": 1, "output_tokens": 1, "server_tool_use": {"web_search_requests": calls}});
+        of_body(Wire::Messages, &json!({"type": "message", "stop_reason": "end_turn", "usage": usage}))
+    };
+    assert_eq!(searches(json!(u64::MAX)), Outcome::Unknown(NoUsage::Absurd));
+    assert!(unknown(searches(json!(-1))).contains("web_search_requests"));
+    // A larger one is no whole number to us.
+    let body = r#"{"choices": [], "usage": {"prompt_tokens": 99999999999999999999, "completion_tokens": 1}}"#;
+    let mut meter = Meter::new(Wire::Chat);
+    meter.body(body.as_bytes());
+    assert!(unknown(outcome(Wire::Chat, &meter)).contains("prompt_tokens"));
+}
+
+#[test]
 fn a_tier_or_place_that_the_answer_does_not_name_was_the_dearest() {
     let chat = |tier: Value| {
         of_body(Wire::Chat, &json!({"choices": [], "service_tier": tier, "usage": {"prompt_tokens": 10}}))

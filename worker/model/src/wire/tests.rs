@@ -54,6 +54,33 @@ fn output_is_its_limit_times_its_choices_or_what_the_model_can() {
 }
 
 #[test]
+fn on_the_day_before_a_price_changes_the_dearer_one_is_held() {
+    let file = |rows: [(&str, &str, &str); 2]| {
+        let row = |(from, rate, input): (&str, &str, &str)| {
+            format!(
+                "[[model]]\nname = \"m\"\nprovider = \"anthropic\"\nfrom = \"{from}\"\ncontext_window = 1000000\n\
+                 max_output = 1000\ninput = \"{input}\"\noutput = \"{rate}\"\n"
+            )
+        };
+        Prices::default().with(&rows.map(row).concat()).expect("valid")
+    };
+    let ask = read(Wire::Messages, &message("m")).expect("readable");
+    let cost = |prices: &Prices, on: &str| {
+        let day = on.parse().expect("a day");
+        ask.bound(prices, day, &Counted::default()).expect("priced").cost
+    };
+    let dearer = file([("2026-01-01", "2", "1"), ("2026-11-29", "20", "10")]);
+    assert!(cost(&dearer, "2026-11-27") < cost(&dearer, "2026-11-28"));
+    assert_eq!(cost(&dearer, "2026-11-28"), cost(&dearer, "2026-11-29"));
+    let cheaper = file([("2026-01-01", "20", "10"), ("2026-11-29", "2", "1")]);
+    assert_eq!(cost(&cheaper, "2026-11-27"), cost(&cheaper, "2026-11-28"));
+    assert!(cost(&cheaper, "2026-11-28") > cost(&cheaper, "2026-11-29"));
+    // One that is on sale from tomorrow on has no price yet.
+    let early = "2025-12-31".parse().expect("a day");
+    assert!(ask.bound(&dearer, early, &Counted::default()).is_err());
+}
+
+#[test]
 fn a_request_that_names_no_limit_or_an_absurd_one_is_refused_by_name() {
     let missing = json!({"model": "claude-opus-5", "messages": []});
     assert_eq!(read(Wire::Messages, &missing).expect_err("refused").to_string(), "max_tokens: it is missing");

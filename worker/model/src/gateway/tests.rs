@@ -1,0 +1,181 @@
+//! What passes to a provider and what comes back, before a provider that notes where it is asked.
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::http::{StatusCode, Uri};
+use axum::response::IntoResponse;
+use job::Usd;
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::ledger::{Call, Given, Ledger, Purchase, Reserve, Settlement, Unavailable};
+use crate::usage::Outcome;
+use crate::wire::HostedCaps;
+
+/// A provider that answers all with one status.
+struct Stub {
+    status: AtomicU16,
+    asked: Mutex<Vec<String>>,
+    /// Each answer takes one.
+    answers: Semaphore,
+}
+
+/// Accounts that grant everything.
+#[derive(Default)]
+struct Open {
+    settled: Mutex<Vec<Outcome>>,
+    busy: Mutex<usize>,
+}
+
+#[async_trait]
+impl Ledger for Open {
+    async fn until_durable(&self) {}
+
+    async fn reserve(&self, _: &Call) -> Result<Reserve, Unavailable> {
+        Ok(Reserve::Granted)
+    }
+
+    fn counts_in(&self, _: &str) -> bool {
+        false
+    }
+
+    fn note_spent(&self, _: Usd) {}
+
+    fn note_busy(&self) {
+        *lock(&self.busy) += 1;
+    }
+
+    async fn settle(&self, _: &Call, settlement: Settlement) -> Result<(), Unavailable> {
+        lock(&self.settled).push(settlement.outcome);
+        Ok(())
+    }
+
+    async fn reserve_purchase(&self, _: &Purchase) -> Result<Reserve, Unavailable> {
+        Ok(Reserve::Granted)
+    }
+
+    async fn settle_purchase(&self, _: &Purchase, _: Outcome) -> Result<(), Unavailable> {
+        Ok(())
+    }
+
+    async fn look_up(&self, _: &Call) -> Result<Option<Given>, Unavailable> {
+        Ok(None)
+    }
+}
+
+struct Bench {
+    stub: Arc<Stub>,
+    accounts: Arc<Open>,
+    gateway: Gateway,
+    attempt: Opened,
+    client: reqwest::Client,
+}
+
+const COUNT: &str = "/v1/messages/count_tokens";
+
+fn tls() -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    tls.expect("versions").with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
+}
+
+impl Bench {
+    async fn answering(status: u16, most_calls: usize, wait: Duration) -> Bench {
+        let (asked, answers) = (Mutex::default(), Semaphore::new(100));
+        let stub = Arc::new(Stub { status: status.into(), asked, answers });
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let base_url = format!("http://{}", listener.local_addr().expect("an address"));
+        let state = stub.clone();
+        let answer = move |uri: Uri| async move {
+            lock(&state.asked).push(uri.to_string());
+            state.answers.acquire().await.expect("open").forget();
+            let usage = json!({"input_tokens": 10, "output_tokens": 5});
+            let body = json!({"type": "message", "stop_reason": "end_turn", "model": "claude-opus-5-5", "usage": usage});
+            let status = StatusCode::from_u16(state.status.load(Ordering::Relaxed)).expect("a status");
+            (status, body.to_string()).into_response()
+        };
+        let server = axum_server::from_tcp(listener).expect("a server");
+        tokio::spawn(server.serve(Router::new().fallback(any(answer)).into_make_service()));
+        let upstream = Upstream { base_url, key: "sk-real".into() };
+        let settings = GatewaySettings {
+            addr: "127.0.0.1:0".parse().expect("an address"),
+            anthropic: Some(upstream),
+            openai: None,
+            tls: tls(),
+            prices: Prices::built_in(),
+            usage_drain: Duration::from_secs(1),
+            wait,
+            most_calls,
+        };
+        let gateway = Gateway::start(settings).await.expect("started");
+        let accounts = Arc::new(Open::default());
+        let (ledger, models) = (accounts.clone(), vec!["claude-opus-5-5".to_owned()]);
+        let attempt = Attempt { ledger, models, degrades: false, fit: None, caps: HostedCaps::default() };
+        let attempt = gateway.open(attempt).expect("opened");
+        let client = http_client::build(tls()).expect("a client");
+        Bench { stub, accounts, gateway, attempt, client }
+    }
+
+    async fn send(&self, path: &str) -> u16 {
+        let url = format!("http://{}{path}", self.gateway.addr());
+        let [_, (_, token), ..] = self.attempt.environment();
+        let messages = json!([{"role": "user", "content": "hello"}]);
+        let body = json!({"model": "claude-opus-5-5", "max_tokens": 10, "messages": messages});
+        let request = self.client.post(url).header("x-api-key", token).body(body.to_string());
+        request.send().await.expect("an answer").status().as_u16()
+    }
+
+    fn asked(&self) -> Vec<String> {
+        lock(&self.stub.asked).clone()
+    }
+
+    fn load(&self) -> Load {
+        self.gateway.loads().now()[0].1
+    }
+}
+
+#[tokio::test]
+async fn the_query_of_a_request_goes_to_the_provider_as_it_is() {
+    let bench = Bench::answering(200, 8, Duration::from_secs(9)).await;
+    for path in ["/v1/messages?beta=true&of=a%2Fb+c", "/v1/messages", &format!("{COUNT}?beta=true")] {
+        assert_eq!(bench.send(path).await, 200);
+        assert_eq!(bench.asked().last().map(String::as_str), Some(path));
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_the_provider_does_not_know_costs_nothing_and_the_program_is_told() {
+    for status in [401, 403] {
+        let bench = Bench::answering(status, 8, Duration::from_secs(9)).await;
+        assert_eq!(bench.send("/v1/messages").await, status);
+        assert_eq!(*lock(&bench.accounts.settled), [Outcome::Free]);
+        assert_eq!(bench.attempt.metered().cost, Usd::ZERO);
+        assert_eq!(bench.load().limit, 8, "the provider has not too much to do");
+    }
+}
+
+#[tokio::test]
+async fn counting_tokens_takes_a_place_and_tells_when_the_provider_has_too_much_to_do() {
+    let bench = Bench::answering(529, 8, Duration::from_secs(9)).await;
+    assert_eq!(bench.send(COUNT).await, 529);
+    assert_eq!(bench.load(), Load { limit: 4, in_flight: 0 });
+
+    let bench = Arc::new(Bench::answering(200, 1, Duration::from_millis(50)).await);
+    let answers = bench.stub.answers.forget_permits(100);
+    let first = bench.clone();
+    let first = tokio::spawn(async move { first.send("/v1/messages").await });
+    while bench.asked().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bench.send(COUNT).await, 429);
+    assert_eq!((bench.asked().len(), *lock(&bench.accounts.busy)), (1, 1));
+    bench.stub.answers.add_permits(answers);
+    assert_eq!(first.await.expect("joined"), 200);
+    assert_eq!(bench.send(COUNT).await, 200);
+}
