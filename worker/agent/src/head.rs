@@ -6,7 +6,7 @@ use tools::Tool;
 
 use crate::config::Settings;
 use crate::marks::Head;
-use crate::raw::{quoted, raw};
+use crate::raw::{Fields, items, quoted, raw};
 use crate::wire::Wire;
 
 /// The fields that are the loop's own. Options do not set them.
@@ -47,6 +47,18 @@ pub(crate) fn wrong_option(wire: Wire, name: &str) -> Option<&'static str> {
         }
         _ => None,
     }
+}
+
+/// Returns the names of the tools that a head's requests have.
+pub(crate) fn tools_of(head: &Head) -> Vec<String> {
+    let request = Fields::parse(head.request.get()).unwrap_or_default();
+    let tools = request.raw("tools").and_then(|tools| items(tools).ok()).unwrap_or_default();
+    let tools = tools.iter().filter_map(|tool| Fields::parse(tool.get()).ok());
+    let name = |tool: Fields| match tool.raw("function") {
+        Some(function) => Fields::parse(function).ok()?.text("name"),
+        None => tool.text("name"),
+    };
+    tools.filter_map(name).collect()
 }
 
 /// Makes the head for a model.

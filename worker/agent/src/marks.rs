@@ -3,7 +3,7 @@
 //! | mark | says |
 //! |---|---|
 //! | head | which wire and model speak from here on, and what every request begins with, to the letter |
-//! | job | that a job begins here, or goes on behind a compaction, and what it had used and said by then |
+//! | job | that a job begins here, or goes on behind a compaction, with which share of the window, and what it had used and said by then |
 //! | turn | what the answer before it used, and why it ended |
 //! | call | that a call which a person has approved is about to be made |
 //!
@@ -35,6 +35,9 @@ pub(crate) struct Head {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct JobMark {
     harness: JobKind,
+    /// The share of the window that it has, in tokens; 0 where none was noted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub context_tokens: u64,
     /// Answers of the job that were compacted.
     pub iterations: u32,
     /// The job.
@@ -102,13 +105,18 @@ impl Head {
 }
 
 impl JobMark {
-    pub fn begin(job_id: JobId) -> JobMark {
-        JobMark::go_on(job_id, (0, 0), String::new())
+    pub fn begin(job_id: JobId, context_tokens: u64) -> JobMark {
+        JobMark::go_on(job_id, (0, 0), String::new(), context_tokens)
     }
 
     /// Makes the mark of a job that goes on with less context. It stands behind what is left of that.
-    pub fn go_on(job_id: JobId, (iterations, tokens): (u32, u64), said: String) -> JobMark {
-        JobMark { harness: JobKind::This, iterations, job_id, said, tokens }
+    pub fn go_on(
+        job_id: JobId,
+        (iterations, tokens): (u32, u64),
+        said: String,
+        context_tokens: u64,
+    ) -> JobMark {
+        JobMark { harness: JobKind::This, context_tokens, iterations, job_id, said, tokens }
     }
 
     pub fn entry(&self) -> Json {
@@ -134,6 +142,10 @@ impl CallMark {
     pub fn entry(&self) -> Json {
         written(self)
     }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn written(mark: &impl Serialize) -> Json {
@@ -169,8 +181,11 @@ mod tests {
         assert!(json.as_str().starts_with("{\"harness\":\"head\""));
         let Some(Entry::Head(again)) = entry(&json) else { panic!("{json:?}") };
         assert_eq!((again.request.get(), again.wire), (request, Wire::Messages));
-        assert!(!JobMark::begin(JobId::now()).entry().as_str().contains("said"));
-        let job = JobMark::go_on(JobId::now(), (3, 900), "It is ".to_owned());
+        assert!(!JobMark::begin(JobId::now(), 9).entry().as_str().contains("said"));
+        let old = format!(r#"{{"harness":"job","iterations":0,"job_id":"{}","tokens":0}}"#, JobId::now());
+        let old = Json::parse(&old).unwrap();
+        assert!(matches!(entry(&old), Some(Entry::Job(mark)) if mark.context_tokens == 0), "{old:?}");
+        let job = JobMark::go_on(JobId::now(), (3, 900), "It is ".to_owned(), 9);
         assert!(matches!(entry(&job.entry()), Some(Entry::Job(again)) if again == job));
         let turn = TurnMark::new(10, 2, StopReason::OutputLimit);
         assert!(matches!(entry(&turn.entry()), Some(Entry::Turn(again)) if again == turn));

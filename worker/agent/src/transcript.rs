@@ -84,6 +84,11 @@ impl<'a> Transcript<'a> {
         })
     }
 
+    /// Returns the share of the window that a job has, in tokens, if it is noted.
+    pub fn share(&self, job_id: JobId) -> Option<u64> {
+        self.job(job_id).map(|(_, mark)| mark.context_tokens).filter(|share| *share > 0)
+    }
+
     fn turns(&self, from: usize) -> impl Iterator<Item = &'a TurnMark> {
         self.kinds[from..].iter().filter_map(|kind| match kind {
             Kind::Turn(mark) => Some(mark),
@@ -120,11 +125,16 @@ impl<'a> Transcript<'a> {
                 }
                 Kind::Message(Message { calls: answered, .. }) => {
                     so_far.open.retain(|(_, id)| !answered.iter().any(|answered| answered == id));
-                    let is_cut = matches!(so_far.last, Some(Last::Turn(stop)) if stop.goes_on());
+                    let is_cut = match so_far.last {
+                        Some(Last::Turn(stop)) => stop.goes_on(),
+                        Some(Last::Message) => false,
+                        None => !mark.said.is_empty(),
+                    };
+                    // What is said in the middle of an answer does not end it.
                     if !(is_cut && answered.is_empty()) {
                         so_far.answer = ("", Vec::new());
+                        so_far.last = Some(Last::Message);
                     }
-                    so_far.last = Some(Last::Message);
                 }
                 Kind::Turn(turn) => so_far.last = Some(Last::Turn(turn.stop)),
                 Kind::Head(_) | Kind::Job(_) | Kind::Call(_) | Kind::Other => {}
@@ -199,6 +209,13 @@ impl<'a> Transcript<'a> {
     pub fn has_begun(&self, job_id: JobId, key: &str) -> bool {
         let own = self.job(job_id).map_or(&[][..], |(began, _)| &self.kinds[began..]);
         own.iter().any(|kind| matches!(kind, Kind::Call(mark) if mark.call_id == key))
+    }
+
+    /// Returns the last entry of this job in whose text this is.
+    pub fn last_with(&self, job_id: JobId, text: &str) -> Option<&'a str> {
+        let (began, _) = self.job(job_id)?;
+        let own = (began..self.kinds.len()).rev().filter_map(|at| self.entry(at));
+        own.map(Json::as_str).find(|entry| entry.contains(text))
     }
 
     /// Returns the body of the next request.

@@ -48,8 +48,11 @@ pub(crate) struct Turns<'r> {
     answers: u64,
     /// Whether the calls of the last answer may have been made by an earlier attempt.
     may_have_begun: bool,
-    /// Whether an earlier attempt may have got the answer that this one asks for first.
+    /// Whether an earlier attempt may have got the answer that this one asks for first. So long nothing changes the request:
+    /// the answer is stored for these letters alone.
     is_resumed: bool,
+    /// Whether the tools of this attempt were compared with those of the head.
+    are_tools_compared: bool,
     /// Results that were seen in this attempt.
     seen: HashSet<[u8; 32]>,
     /// Whether one of the pending ones is new.
@@ -87,6 +90,7 @@ impl<'r> Turns<'r> {
             answers: 0,
             may_have_begun: true,
             is_resumed: true,
+            are_tools_compared: false,
             seen: HashSet::new(),
             is_news: false,
             repairs: 0,
@@ -130,7 +134,7 @@ impl<'r> Turns<'r> {
     /// for them is compacted with them.
     async fn begin(&mut self) -> Result<(), RunError> {
         self.add_input()?;
-        self.is_resumed = false;
+        (self.is_resumed, self.are_tools_compared) = (false, true);
         if self.is_overfull() { self.compact(self.is_long()).await } else { self.checkpoint().await }
     }
 
@@ -142,7 +146,7 @@ impl<'r> Turns<'r> {
         if self.transcript().head().map(Head::entry).as_ref() != Some(&wanted) {
             self.add(wanted);
         }
-        self.add(JobMark::begin(self.job_id()).entry());
+        self.add(JobMark::begin(self.job_id(), self.settings.context_tokens).entry());
         self.add(wire.said(&said));
         self.run.forget_input();
         Ok(())
@@ -226,7 +230,10 @@ impl<'r> Turns<'r> {
     async fn turn(&mut self) -> Result<(), RunError> {
         self.check_limits()?;
         self.leave_a_model_that_is_gone().await?;
-        self.compact_if_due().await?;
+        if self.compact_if_due().await? {
+            // The summary was paid as well.
+            self.check_limits()?;
+        }
         let asked = self.ask().await?;
         let Asked { answer, is_replayed, is_cached, instead, .. } = asked;
         // An answer of the cache says nothing of this job: the attempt before may have been given it as well.

@@ -1,5 +1,7 @@
 //! The wires on which models are called: how an answer is put together from its events, and how our own entries look.
 
+use std::collections::HashSet;
+
 use job::Json;
 use serde::{Deserialize, Serialize};
 use tools::{Content, Output};
@@ -174,12 +176,19 @@ impl Assembly {
         }
     }
 
-    /// Returns the whole answer.
+    /// Returns the whole answer. A result names its call by the id alone, so an answer whose calls share one is none: no
+    /// provider would take it back with its results.
     pub fn finish(self) -> Result<Answer, NoAnswer> {
-        match self {
+        let answer = match self {
             Assembly::Messages(assembly) => assembly.finish(),
             Assembly::Chat(assembly) => assembly.finish(),
             Assembly::Responses(assembly) => assembly.finish(),
+        }?;
+        let mut ids = HashSet::new();
+        match answer.calls.iter().find(|call| call.id.is_empty() || !ids.insert(&call.id)) {
+            Some(call) if call.id.is_empty() => Err(NoAnswer::garbage("a call without its id")),
+            Some(call) => Err(NoAnswer::garbage(format!("two calls with the id {}", quoted(&call.id)))),
+            None => Ok(answer),
         }
     }
 }
@@ -187,4 +196,57 @@ impl Assembly {
 /// Returns an entry that this crate has written.
 fn ours(text: &str) -> Json {
     Json::verbatim(text).expect("an entry that was written here is JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finished(wire: Wire, ids: [&str; 2]) -> Result<Answer, NoAnswer> {
+        let [one, other] = ids;
+        let events = match wire {
+            Wire::Messages => {
+                let block = |at: usize, id: &str| {
+                    format!(
+                        r#"{{"type":"content_block_start","index":{at},"content_block":{{"type":"tool_use","id":"{id}","name":"look","input":{{}}}}}}"#
+                    )
+                };
+                let stop = r#"{"type":"message_delta","delta":{"stop_reason":"tool_use"}}"#.to_owned();
+                vec![block(0, one), block(1, other), stop, r#"{"type":"message_stop"}"#.to_owned()]
+            }
+            Wire::Chat => {
+                let call = |at: usize, id: &str| {
+                    format!(r#"{{"index":{at},"id":"{id}","function":{{"name":"look","arguments":"{{}}"}}}}"#)
+                };
+                let calls = [call(0, one), call(1, other)].join(",");
+                let chunk = format!(
+                    r#"{{"choices":[{{"delta":{{"tool_calls":[{calls}]}},"finish_reason":"tool_calls"}}]}}"#
+                );
+                vec![chunk, "[DONE]".to_owned()]
+            }
+            Wire::Responses => {
+                let item = |id: &str| responses::called(id, "look", "{}");
+                let items = [item(one), item(other)].join(",");
+                vec![format!(
+                    r#"{{"type":"response.completed","response":{{"status":"completed","output":[{items}]}}}}"#
+                )]
+            }
+        };
+        let mut assembly = wire.assembly();
+        for event in events {
+            assembly.event(&event)?;
+        }
+        assembly.finish()
+    }
+
+    #[test]
+    fn an_answer_whose_calls_share_an_id_or_have_none_is_none() {
+        for wire in [Wire::Messages, Wire::Chat, Wire::Responses] {
+            assert_eq!(finished(wire, ["a", "b"]).expect("an answer").calls.len(), 2, "{wire:?}");
+            let said = finished(wire, ["a", "a"]).expect_err("two alike").to_string();
+            assert!(said.contains(r#"two calls with the id "a""#), "{wire:?}: {said}");
+            let said = finished(wire, ["a", ""]).expect_err("one without").to_string();
+            assert!(said.contains("a call without its id"), "{wire:?}: {said}");
+        }
+    }
 }

@@ -19,6 +19,6 @@ pub use program::{Program, SettingError, WITHHELD, is_withheld};
 pub use sandbox::{
     Entry, Files, Kernel, Level, Network, Online, Reach, Rules, Sandbox, SandboxConfig, SandboxError,
 };
-pub use spawn::{limit_open_files, spawn};
+pub use spawn::{Limits, limit_open_files, spawn};
 pub use stderr::Stderr;
 pub use workspace::{is_of_the_session, make_workspace};

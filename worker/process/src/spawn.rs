@@ -27,6 +27,8 @@ use crate::group::Group;
 use crate::guard;
 use crate::sandbox::Entry;
 
+const MIB: u64 = 1024 * 1024;
+
 /// The soft limit of open files that programs get; see [`limit_open_files`].
 static OPEN_FILES: OnceLock<u64> = OnceLock::new();
 
@@ -37,18 +39,35 @@ pub fn limit_open_files(soft: u64) {
     let _ = OPEN_FILES.set(soft);
 }
 
-/// Starts `command` as the leader of its own process group, in a sandbox if there is one. `memory_limit_mb` limits the
-/// address space of each of its processes.
+/// What each process of a program may have. None of them leaves a dump of its memory when it dies.
+///
+/// Their number has no limit here: `RLIMIT_NPROC` counts all processes of the user, and does not hold for root.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Its address space.
+    pub memory_mb: Option<u64>,
+    /// The largest file that it may write.
+    pub file_mb: Option<u64>,
+}
+
+impl From<Option<u64>> for Limits {
+    /// Limits the address space alone.
+    fn from(memory_mb: Option<u64>) -> Limits {
+        Limits { memory_mb, ..Limits::default() }
+    }
+}
+
+/// Starts `command` as the leader of its own process group, in a sandbox if there is one.
 pub async fn spawn(
     mut command: Command,
-    memory_limit_mb: Option<u64>,
+    limits: impl Into<Limits>,
     mut sandbox: Option<Entry>,
 ) -> io::Result<Group> {
     command.process_group(0).kill_on_drop(true);
-    let worker = getpid();
+    let (worker, limits) = (getpid(), limits.into());
     let open_files = OPEN_FILES.get().copied();
     let prepare = move || {
-        prepare(worker, memory_limit_mb, open_files)?;
+        prepare(worker, limits, open_files)?;
         guard::announce()?;
         sandbox.as_mut().map_or(Ok(()), Entry::apply).map_err(io::Error::from)
     };
@@ -66,7 +85,7 @@ pub async fn spawn(
 }
 
 /// Prepares the new process before it becomes the program.
-fn prepare(worker: Pid, memory_limit_mb: Option<u64>, open_files: Option<u64>) -> Result<(), Errno> {
+fn prepare(worker: Pid, limits: Limits, open_files: Option<u64>) -> Result<(), Errno> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The worker may have died before the line above.
     if getppid() != worker {
@@ -74,9 +93,17 @@ fn prepare(worker: Pid, memory_limit_mb: Option<u64>, open_files: Option<u64>) -
     }
     // A setuid program would lose the signal.
     prctl::set_no_new_privs()?;
-    if let Some(limit_mb) = memory_limit_mb {
-        let bytes = limit_mb * 1024 * 1024;
+    // A dump holds what the program was given, and would fill the session's folder.
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    if let Some(limit_mb) = limits.memory_mb {
+        let bytes = limit_mb * MIB;
         setrlimit(Resource::RLIMIT_AS, bytes, bytes)?;
+    }
+    if let Some(limit_mb) = limits.file_mb {
+        // The worker may have a lower one of its own.
+        let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE)?;
+        let bytes = (limit_mb * MIB).min(hard);
+        setrlimit(Resource::RLIMIT_FSIZE, bytes, bytes)?;
     }
     if let Some(soft) = open_files {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;

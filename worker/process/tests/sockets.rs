@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
 
-use process::{Network, Rules, Sandbox};
+use process::{Limits, Network, Rules, Sandbox};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
@@ -16,7 +16,7 @@ async fn output(network: Network, program: &[&str]) -> String {
     let mut command = Command::new(program[0]);
     command.args(&program[1..]).stdin(Stdio::null()).stdout(Stdio::piped());
     let entry = sandbox.enter(Path::new("/"), Some(9)).expect("an entry");
-    let mut group = process::spawn(command, None, Some(entry)).await.expect("a process");
+    let mut group = process::spawn(command, Limits::default(), Some(entry)).await.expect("a process");
     let (_, stdout, _) = group.take_pipes();
     let mut text = String::new();
     stdout.expect("a pipe").read_to_string(&mut text).await.expect("text");

@@ -53,21 +53,24 @@ impl Remote {
         silence.begin();
         let request = self.client.post(settings.url.clone()).headers(headers.clone()).body(order);
         let last_message = tokio::select! {
-            answer = request.header(CONTENT_TYPE, "application/json").send() => {
-                let body = accepted(answer).await?.bytes_stream().map_err(io::Error::other);
-                let body = pin!(StreamReader::new(body));
-                let lines = Lines::new("answer", body, settings.max_line_bytes, settings.max_output_bytes);
-                let mut listener = Listener::new(run, lines, &silence);
-                let last_message = tokio::select! {
-                    last_message = listener.listen() => last_message,
-                    () = &mut supervising => LastMessage::Nothing { torn: None },
-                };
-                if matches!(last_message, LastMessage::Result(_) | LastMessage::Error(_)) {
-                    let _rest = timeout(CLOSING, listener.discard()).await;
+            answer = request.header(CONTENT_TYPE, "application/json").send() => match accepted(answer).await {
+                Ok(answer) => {
+                    let body = pin!(StreamReader::new(answer.bytes_stream().map_err(io::Error::other)));
+                    let lines = Lines::new("answer", body, settings.max_line_bytes, settings.max_output_bytes);
+                    let mut listener = Listener::new(run, lines, &silence);
+                    let last_message = tokio::select! {
+                        last_message = listener.listen() => last_message,
+                        () = &mut supervising => LastMessage::Nothing { torn: None },
+                    };
+                    if matches!(last_message, LastMessage::Result(_) | LastMessage::Error(_)) {
+                        let _rest = timeout(CLOSING, listener.discard()).await;
+                    }
+                    listener.settle(&last_message).await?;
+                    last_message
                 }
-                listener.settle(&last_message).await?;
-                last_message
-            }
+                // One that was asked to stop may end its request in any way.
+                Err(failure) => LastMessage::Broken(failure),
+            },
             () = &mut supervising => LastMessage::Nothing { torn: None },
         };
         let ended = |torn: Option<Failure>| {

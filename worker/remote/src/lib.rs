@@ -25,7 +25,8 @@
 //! When the worker drains, when the job is cancelled, and when a time limit is over, the worker sends `DELETE` to the
 //! `url` with the job's id as one more segment of its path, and the same headers. The service has `stop_grace_ms` to write
 //! a checkpoint and end its answer; then the connection is closed. Checkpoints are accepted until then. A `result` counts
-//! only if the worker was draining. When the session's lease is lost, the connection is closed at once, and nothing that
+//! only if the worker was draining. A service that has not answered yet may refuse its request then, or close the
+//! connection: that is no failure. When the session's lease is lost, the connection is closed at once, and nothing that
 //! the service still says changes anything. If the worker dies, its connections close: a service should stop then, since
 //! another worker asks it anew, with a greater `Harness-Epoch`.
 //!

@@ -36,10 +36,13 @@ struct Seen {
     orders: Mutex<Vec<(HeaderMap, Value)>>,
     stops: Mutex<Vec<(String, HeaderMap)>>,
     stopped: Notify,
+    /// A request is there that is not answered yet.
+    begun: Notify,
 }
 
 /// A service. A job's input says how it answers: `status`, the lines in `say`, and `then`: `end`, `cut`, `hang`, or `stops`
-/// (a checkpoint and a result, once it was asked to stop).
+/// (a checkpoint and a result, once it was asked to stop). With `waits` nothing is answered before that; then it may also be
+/// that the connection is closed (`then` is `closes`).
 struct Service {
     seen: Arc<Seen>,
     url: String,
@@ -79,6 +82,10 @@ async fn answer(State(seen): State<Arc<Seen>>, headers: HeaderMap, body: Bytes) 
     let order: Value = serde_json::from_slice(&body).expect("an order");
     let input = order["job"]["input"].clone();
     seen.orders.lock().expect("not poisoned").push((headers, order));
+    if input["waits"] == true {
+        seen.begun.notify_one();
+        seen.stopped.notified().await;
+    }
     let said: Vec<String> =
         input["say"].as_array().into_iter().flatten().map(|line| format!("{line}\n")).collect();
     let said = stream::iter(said).map(|line| Ok::<_, io::Error>(Bytes::from(line)));
@@ -92,6 +99,7 @@ async fn answer(State(seen): State<Arc<Seen>>, headers: HeaderMap, body: Bytes) 
             });
             Body::from_stream(said.chain(cut))
         }
+        "closes" => panic!("the connection is closed before its answer has a head"),
         "hang" => Body::from_stream(said.chain(stream::pending())),
         "stops" => {
             let last = stream::once(async move {
@@ -248,6 +256,39 @@ async fn a_service_is_asked_to_stop_and_its_last_checkpoint_counts() {
             (stops[0].0.clone(), stops[0].1["harness-epoch"].to_str().unwrap()),
             (task.job_id.to_string(), "7")
         );
+    }
+}
+
+#[tokio::test]
+async fn how_a_service_that_has_not_answered_ends_its_request_says_nothing_once_it_was_asked_to_stop() {
+    for answer in [json!({"status": 503}), json!({"status": 409}), json!({"then": "closes"})] {
+        let mut input = answer.clone();
+        input["waits"] = json!(true);
+        for stop in [Stop::Drain, Stop::Cancelled, Stop::RolledBack] {
+            let service = Service::start().await;
+            let task = task(input.clone());
+            let (mut run, stopper) = stoppable(&task, &MemoryJournal::new());
+            let harness = service.harness();
+            let asked = async {
+                service.seen.begun.notified().await;
+                stopper.ask(stop.clone());
+            };
+            let (ended, ()) = tokio::join!(harness.run(&mut run), asked);
+            assert_eq!(ended, Err(RunError::Stopped(stop)), "{answer}");
+        }
+        for (limit, code) in
+            [("idle_timeout_ms", FailureCode::IdleTimeout), ("timeout_ms", FailureCode::Timeout)]
+        {
+            let service = Service::start().await;
+            let mut config = service.config();
+            match code {
+                FailureCode::Timeout => config.timeout_ms = 100,
+                _ => config.idle_timeout_ms = 100,
+            }
+            let harness = config.build(&tls()).unwrap();
+            let ended = failure(end(&harness, &task(input.clone()), &MemoryJournal::new()).await);
+            assert_failure(&ended, code, true, limit);
+        }
     }
 }
 

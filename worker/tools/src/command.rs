@@ -6,13 +6,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use process::{Entry, Exit, Group, Program, Sandbox, SettingError, Stderr};
+use process::{Entry, Exit, Group, Limits, Program, Sandbox, SettingError, Stderr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{ChildStdin, ChildStdout};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::config::CommandConfig;
+use crate::config::{CommandConfig, FILE_MB};
 use crate::last_words;
 use crate::output::Collected;
 use crate::ranges;
@@ -35,7 +35,7 @@ pub struct Command {
     timeout: Duration,
     stop_grace: Duration,
     max_output_bytes: usize,
-    memory_limit_mb: Option<u64>,
+    limits: Limits,
 }
 
 impl CommandConfig {
@@ -50,6 +50,7 @@ impl CommandConfig {
             ("stop_grace_ms", self.stop_grace_ms, 0, 60_000),
             ("max_output_bytes", self.max_output_bytes as u64, ranges::LEAST_OUTPUT, ranges::MOST_OUTPUT),
             ("memory_limit_mb", self.memory_limit_mb.unwrap_or(16), 16, ranges::MOST_MEMORY_MB),
+            ("max_file_mb", self.max_file_mb.unwrap_or(FILE_MB), 1, ranges::MOST_FILE_MB),
         ]);
         if self.description.trim().is_empty() {
             let problem = "missing, expected what the tool does, for the model";
@@ -82,7 +83,10 @@ impl CommandConfig {
             timeout: Duration::from_millis(self.timeout_ms),
             stop_grace: Duration::from_millis(self.stop_grace_ms),
             max_output_bytes: self.max_output_bytes,
-            memory_limit_mb: self.memory_limit_mb,
+            limits: Limits {
+                memory_mb: self.memory_limit_mb,
+                file_mb: Some(self.max_file_mb.unwrap_or(FILE_MB)),
+            },
         };
         Ok((tool, schema, command))
     }
@@ -122,7 +126,7 @@ impl Command {
     ) -> Result<Output, CallError> {
         let mut group = match self.start(call, place).await {
             Ok(group) => group,
-            Err(error) if is_shortage(&error, self.memory_limit_mb) => {
+            Err(error) if is_shortage(&error, self.limits) => {
                 return Err(CallError::Shortage(format!("a tool cannot be started: {error}")));
             }
             Err(error) => {
@@ -142,7 +146,7 @@ impl Command {
         let input = if call.input.trim().is_empty() { "{}" } else { call.input };
         let _input = give(stdin, input.as_bytes().to_vec());
         let kept = (workspace, &*place.redaction);
-        let mut output = Collected::new(kept, call.key.file_name().to_owned(), self.max_output_bytes);
+        let mut output = Collected::new(kept, call.key.as_str().to_owned(), self.max_output_bytes);
         let end = tokio::select! {
             end = until_exit(&group, &mut stdout, &mut output) => end,
             () = sleep(self.timeout) => End::TimedOut,
@@ -167,7 +171,7 @@ impl Command {
         process.envs(place.env.iter().map(|(name, value)| (name, value)));
         process.env("HARNESS_WORKSPACE", &place.workspace).env("HARNESS_CALL_KEY", call.key.as_str());
         let entry = enter(self.sandbox.as_ref(), &place.workspace, place.port)?;
-        process::spawn(process, self.memory_limit_mb, entry).await
+        process::spawn(process, self.limits, entry).await
     }
 
     async fn outcome(&self, end: End, exit: Exit, output: Collected<'_>, stderr: &str) -> Output {
@@ -239,10 +243,10 @@ pub(crate) fn enter(
 }
 
 /// Returns whether a failed start is the machine's fault. A lack of memory is the program's own if it has a limit.
-pub(crate) fn is_shortage(error: &io::Error, memory_limit_mb: Option<u64>) -> bool {
+pub(crate) fn is_shortage(error: &io::Error, limits: Limits) -> bool {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE | Errno::ENFILE | Errno::EAGAIN) => true,
-        Some(Errno::ENOMEM) => memory_limit_mb.is_none(),
+        Some(Errno::ENOMEM) => limits.memory_mb.is_none(),
         _ => false,
     }
 }

@@ -14,6 +14,9 @@ const KIB: usize = 1024;
 /// The most that the model is shown of an output, unless set.
 pub const OUTPUT_BYTES: usize = 32 * KIB;
 
+/// The largest file that a process may write, unless set, in MiB.
+pub const FILE_MB: u64 = 10 * 1024;
+
 /// What an agent may call.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -58,6 +61,8 @@ pub struct CommandConfig {
     pub max_output_bytes: usize,
     /// Limit on each process's address space (`RLIMIT_AS`); none unless set.
     pub memory_limit_mb: Option<u64>,
+    /// The largest file that a process may write (`RLIMIT_FSIZE`); 10 GiB unless set.
+    pub max_file_mb: Option<u64>,
 }
 
 impl Default for CommandConfig {
@@ -75,6 +80,7 @@ impl Default for CommandConfig {
             stop_grace_ms: 2_000,
             max_output_bytes: OUTPUT_BYTES,
             memory_limit_mb: None,
+            max_file_mb: None,
         }
     }
 }
@@ -169,6 +175,8 @@ pub struct ServerConfig {
     pub max_output_bytes: usize,
     /// Limit on each process's address space (`RLIMIT_AS`); none unless set.
     pub memory_limit_mb: Option<u64>,
+    /// The largest file that a process may write (`RLIMIT_FSIZE`); 10 GiB unless set.
+    pub max_file_mb: Option<u64>,
 }
 
 impl Default for ServerConfig {
@@ -191,6 +199,7 @@ impl Default for ServerConfig {
             stop_grace_ms: 2_000,
             max_output_bytes: OUTPUT_BYTES,
             memory_limit_mb: None,
+            max_file_mb: None,
         }
     }
 }

@@ -184,7 +184,7 @@ impl FileTool {
             }
         };
         let mut output =
-            Collected::new((workspace, redaction), call.key.file_name().to_owned(), max_output_bytes);
+            Collected::new((workspace, redaction), call.key.as_str().to_owned(), max_output_bytes);
         output.push(text.as_bytes()).await;
         Ok(Output::done(output.finish(max_output_bytes).await))
     }

@@ -11,6 +11,9 @@ pub const MOST_OUTPUT: u64 = 1024 * 1024;
 /// The largest address space.
 pub const MOST_MEMORY_MB: u64 = 16 * 1024 * 1024;
 
+/// The largest limit of a file.
+pub const MOST_FILE_MB: u64 = 16 * 1024 * 1024;
+
 /// Returns the settings that are out of range, of (name, value, least, most).
 pub fn wrong(settings: &[(&str, u64, u64, u64)]) -> Vec<SettingError> {
     let wrong = settings.iter().filter(|(_, got, least, most)| !(least..=most).contains(&got));

@@ -48,10 +48,7 @@ pub struct Call<'a> {
 /// What names a call, in every attempt at its job: a tool that is given the same key twice can tell that it is the
 /// same call. At most 200 visible ASCII characters, so that it fits a variable and a header.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CallKey {
-    key: String,
-    file: String,
-}
+pub struct CallKey(String);
 
 /// The longest id of a call that is used as it is. Providers make ids of about 30 characters.
 const LONGEST_ID: usize = 128;
@@ -61,18 +58,13 @@ impl CallKey {
     pub fn new(job: JobId, call_id: &str) -> CallKey {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         let plain = (1..=LONGEST_ID).contains(&call_id.len()) && call_id.chars().all(is_plain);
-        let file = if plain { call_id.to_owned() } else { digest(call_id) };
-        CallKey { key: format!("{job}.{file}"), file }
+        let id = if plain { call_id.to_owned() } else { digest(call_id) };
+        CallKey(format!("{job}.{id}"))
     }
 
-    /// Returns the key.
+    /// Returns the key. It can name a file: another job of the session may number its calls alike.
     pub fn as_str(&self) -> &str {
-        &self.key
-    }
-
-    /// Returns the call's part of it, which can name a file.
-    pub(crate) fn file_name(&self) -> &str {
-        &self.file
+        &self.0
     }
 }
 
@@ -201,7 +193,7 @@ mod tests {
         let keys: Vec<CallKey> = odd.iter().map(|id| CallKey::new(job, id)).collect();
         for (at, key) in keys.iter().enumerate() {
             assert!(key.as_str().len() <= 200 && key.as_str().bytes().all(|byte| byte.is_ascii_graphic()));
-            assert!(!key.file_name().contains(['/', '.']), "{key:?}");
+            assert!(!key.as_str().contains('/') && !key.as_str().starts_with('.'), "{key:?}");
             assert!(keys[..at].iter().all(|other| other != key));
             assert_eq!(*key, CallKey::new(job, odd[at]));
         }

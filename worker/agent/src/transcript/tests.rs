@@ -42,7 +42,7 @@ fn the_context_alone_says_what_comes_next() {
     let (job_id, wire) = (JobId::now(), Wire::Messages);
     let mut entries = Vec::new();
     assert_eq!(next(&entries, job_id), Next::Begin);
-    entries.extend([head(wire, "claude-a"), JobMark::begin(job_id).entry(), wire.said("Add.")]);
+    entries.extend([head(wire, "claude-a"), JobMark::begin(job_id, 0).entry(), wire.said("Add.")]);
     assert_eq!(next(&entries, JobId::now()), Next::Begin, "another job's");
     assert_eq!(next(&entries, job_id), Next::Call);
     entries.extend([json(CALLS), turn(StopReason::Tools)]);
@@ -72,19 +72,22 @@ fn an_answer_is_whole_whatever_part_of_it_was_compacted() {
         json(&format!(r#"{{"role":"assistant","content":[{{"type":"text","text":"{text}"}}]}}"#))
     };
     let so_far = |entries: &[Json]| Digest::of(entries).on([entries, &[]]).said_so_far(job_id);
-    let mut entries = vec![head(wire, "claude-a"), JobMark::begin(job_id).entry(), wire.said("Add.")];
+    let mut entries = vec![head(wire, "claude-a"), JobMark::begin(job_id, 0).entry(), wire.said("Add.")];
     assert_eq!(so_far(&entries), "");
     let mut whole = String::new();
     for stop in [StopReason::OutputLimit, StopReason::Pause, StopReason::WindowFull] {
         entries.extend([said("one "), turn(stop)]);
         if stop != StopReason::Pause {
             entries.push(wire.said("Go on."));
+            entries.push(wire.said("Another model goes on."));
         }
         whole += "one ";
         assert_eq!(so_far(&entries), whole);
         // Whatever stays is before the mark.
-        let rest = JobMark::go_on(job_id, (1, 10), so_far(&entries)).entry();
+        let rest = JobMark::go_on(job_id, (1, 10), so_far(&entries), 0).entry();
         entries = vec![head(wire, "claude-a"), wire.said("The summary."), said("one "), rest];
+        assert_eq!((next(&entries, job_id), so_far(&entries)), (Next::Call, whole.clone()));
+        entries.push(wire.said("Another model goes on."));
         assert_eq!((next(&entries, job_id), so_far(&entries)), (Next::Call, whole.clone()));
     }
     entries.extend([said("two."), turn(StopReason::End)]);
@@ -98,7 +101,7 @@ fn an_answer_is_whole_whatever_part_of_it_was_compacted() {
 #[test]
 fn an_answer_that_says_nothing_ends_the_job_with_nothing() {
     let (job_id, wire) = (JobId::now(), Wire::Messages);
-    let mut entries = vec![head(wire, "claude-a"), JobMark::begin(job_id).entry(), wire.said("Add.")];
+    let mut entries = vec![head(wire, "claude-a"), JobMark::begin(job_id, 0).entry(), wire.said("Add.")];
     let calls = r#"{"role":"assistant","content":[{"type":"text","text":"Wait."},{"type":"tool_use","id":"a","name":"add","input":{}}]}"#;
     entries.extend([json(calls), turn(StopReason::Tools), result(wire, "a", "1"), turn(StopReason::End)]);
     assert_eq!(next(&entries, job_id), Next::Ended(String::new()));
@@ -113,7 +116,7 @@ fn open_ended(body: &str) -> &str {
 fn each_request_extends_the_last_to_the_letter() {
     for wire in [Wire::Messages, Wire::Chat, Wire::Responses] {
         let job_id = JobId::now();
-        let mut entries = vec![head(wire, "m"), JobMark::begin(job_id).entry(), wire.said("Add.")];
+        let mut entries = vec![head(wire, "m"), JobMark::begin(job_id, 0).entry(), wire.said("Add.")];
         let answer = match wire {
             Wire::Messages => vec![json(CALLS)],
             Wire::Responses => ITEMS.map(json).to_vec(),
@@ -152,7 +155,7 @@ fn each_request_extends_the_last_to_the_letter() {
 fn another_model_gets_no_thinking_and_another_wire_the_same_conversation() {
     let job_id = JobId::now();
     let wire = Wire::Messages;
-    let mut entries = vec![head(wire, "claude-a"), JobMark::begin(job_id).entry(), wire.said("Add.")];
+    let mut entries = vec![head(wire, "claude-a"), JobMark::begin(job_id, 0).entry(), wire.said("Add.")];
     entries.extend([json(CALLS), turn(StopReason::Tools), result(wire, "a", "1"), result(wire, "b", "2")]);
     entries.push(head(wire, "claude-b"));
     let body = Digest::of(&entries).on([&entries, &[]]).request().unwrap();
@@ -175,7 +178,7 @@ fn another_model_gets_no_thinking_and_another_wire_the_same_conversation() {
 #[test]
 fn the_items_of_an_answer_are_one_message_of_another_wire() {
     let (job_id, wire) = (JobId::now(), Wire::Responses);
-    let mut entries = vec![head(wire, "gpt"), JobMark::begin(job_id).entry(), wire.said("Add.")];
+    let mut entries = vec![head(wire, "gpt"), JobMark::begin(job_id, 0).entry(), wire.said("Add.")];
     entries.push(json(r#"{"id":"msg_1","type":"message","role":"assistant","phase":"commentary","content":[{"type":"output_text","text":"I add."}]}"#));
     entries.extend(ITEMS.map(json));
     entries.push(turn(StopReason::Tools));
@@ -227,7 +230,7 @@ fn what_another_harness_left_is_a_conversation_too() {
 fn tokens_are_those_that_were_counted_and_bytes_since() {
     let job_id = JobId::now();
     let wire = Wire::Messages;
-    let mut entries = vec![head(wire, "claude-a"), JobMark::begin(job_id).entry(), wire.said("Add.")];
+    let mut entries = vec![head(wire, "claude-a"), JobMark::begin(job_id, 0).entry(), wire.said("Add.")];
     let (counted, since) = Digest::of(&entries).on([&entries, &[]]).weight();
     assert!(counted == 0 && since > 60, "{since}");
     entries.extend([json(CALLS), turn(StopReason::Tools)]);

@@ -1,5 +1,7 @@
 //! The calls of one answer: which are made, by whom they are answered, and when their results are checkpointed.
 
+use std::collections::VecDeque;
+use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -11,6 +13,7 @@ use tools::{Call, CallError, CallKey, Content, Ended, Output, Repeat, Tool};
 
 use super::Turns;
 use crate::answer::ToolCall;
+use crate::head::tools_of;
 use crate::marks::CallMark;
 use crate::person::{self, Person};
 use crate::raw::quoted;
@@ -20,6 +23,8 @@ use crate::wire::Wire;
 /// What the model is told about a call that an earlier attempt may have made.
 const MAY_HAVE_TAKEN_EFFECT: &str = "The work was interrupted while this call was under way, so its result is not known. \
     It may have taken effect, in part or as a whole. Look at what is there before you call again.";
+/// How a notice begins that the tools are not those of the head.
+const OTHER_TOOLS: &str = "Since this job began its tools have changed: ";
 /// What the model is told in the place of an image.
 const NO_ROOM: &str =
     "[An image is left out, because the session has no room for it now. Ask for fewer at a time.]";
@@ -74,7 +79,9 @@ impl Turns<'_> {
         let mut left = groups.iter().map(Vec::len).sum::<usize>();
         let _under_way = self.calls.begin();
         for group in groups {
-            self.calls.check()?;
+            if self.calls.check().is_err() {
+                break;
+            }
             self.make_group(wire, group, key_of, &mut left).await?;
         }
         if self.calls.check().is_err() {
@@ -87,7 +94,8 @@ impl Turns<'_> {
             return Err(RunError::Asks(asks));
         }
         // Providers take other text only behind all results.
-        let notices = self.tools.notices();
+        let mut notices = self.tools.notices();
+        notices.extend(self.other_tools());
         if !notices.is_empty() {
             self.add(wire.said(&notices.join("\n")));
         }
@@ -166,35 +174,89 @@ impl Turns<'_> {
                 }
             })
             .collect();
-        while !running.is_empty() {
-            let ended = tokio::time::timeout(LONG, running.next()).await;
-            if let Ok(Some((call, output, began, took))) = ended {
-                let output = match output {
-                    Ok(output) => output,
+        let (mut ended, mut short) = (VecDeque::new(), None);
+        loop {
+            let next = match ended.pop_front() {
+                None if running.is_empty() || short.is_some() => break,
+                None => tokio::time::timeout(LONG, running.next()).await.ok().flatten(),
+                next => next,
+            };
+            if let Some((call, output, began, took)) = next {
+                match output {
+                    Ok(output) => {
+                        let outcome = output.ended.as_str();
+                        let work =
+                            Work::Tool { name: Some(call.name.clone()), call_id: call.id.clone(), outcome };
+                        let failed = output.is_error.then_some("tool_error");
+                        self.run.part(&Part { work, began, took, failed });
+                        self.take_result(wire, &call, output);
+                        *left -= 1;
+                    }
                     // It may have taken effect. The others have time to end as well.
-                    Err(CallError::Stopped) => {
-                        self.calls.stop();
-                        continue;
-                    }
+                    Err(CallError::Stopped) => self.calls.stop(),
                     // It did not begin. What others have done is not lost with it.
-                    Err(CallError::Shortage(problem)) => {
-                        self.keep().await?;
-                        return Err(Shortage::Resources(problem).into());
-                    }
-                };
-                let outcome = output.ended.as_str();
-                let work = Work::Tool { name: Some(call.name.clone()), call_id: call.id.clone(), outcome };
-                let failed = output.is_error.then_some("tool_error");
-                self.run.part(&Part { work, began, took, failed });
-                self.take_result(wire, &call, output);
-                *left -= 1;
+                    Err(CallError::Shortage(problem)) => short = Some(problem),
+                }
             }
             // What others still take time for is not to be lost with them.
-            if *left > 0 && !self.pending.is_empty() {
-                self.keep().await?;
+            if *left > 0 && ended.is_empty() && !self.pending.is_empty() {
+                self.keep_beside(&mut running, &mut ended).await?;
             }
         }
-        Ok(())
+        match short {
+            None => Ok(()),
+            Some(problem) => {
+                self.keep().await?;
+                Err(Shortage::Resources(problem).into())
+            }
+        }
+    }
+
+    /// Appends what is pending while calls are under way: they go on meanwhile, and those that end are put to the `ended`
+    /// ones. A tool that nobody listens to is blocked by its output, and its time passes.
+    async fn keep_beside<C: Future>(
+        &mut self,
+        running: &mut FuturesUnordered<C>,
+        ended: &mut VecDeque<C::Output>,
+    ) -> Result<(), RunError> {
+        let mut keeping = pin!(self.keep());
+        loop {
+            tokio::select! {
+                biased;
+                kept = &mut keeping => return kept,
+                Some(call) = running.next(), if !running.is_empty() => ended.push_back(call),
+            }
+        }
+    }
+
+    /// Returns what the model has to know where this attempt has other tools than the head of the job, once an attempt and if
+    /// an earlier one has not said the same. The head stays as it is: another one would cost the thinking so far.
+    fn other_tools(&mut self) -> Option<String> {
+        if std::mem::replace(&mut self.are_tools_compared, true) {
+            return None;
+        }
+        let transcript = self.transcript();
+        let told = transcript.last_with(self.job_id(), OTHER_TOOLS);
+        let had = tools_of(transcript.head()?);
+        let has = || self.offered.iter().map(|tool| &tool.name);
+        let gone: Vec<&str> =
+            had.iter().filter(|name| has().all(|tool| tool != *name)).map(String::as_str).collect();
+        let new: Vec<&str> = has().filter(|name| !had.contains(name)).map(String::as_str).collect();
+        let said = match (&*gone, &*new) {
+            ([], []) if told.is_none() => return None,
+            ([], []) => "all of them are there again.".to_owned(),
+            (gone, []) => format!("gone are {}.", gone.join(", ")),
+            ([], new) => format!("new, but not before the next job, are {}.", new.join(", ")),
+            (gone, new) => {
+                format!(
+                    "gone are {}. New, but not before the next job, are {}.",
+                    gone.join(", "),
+                    new.join(", ")
+                )
+            }
+        };
+        let said = format!("{OTHER_TOOLS}{said}");
+        told.is_none_or(|told| !told.contains(&said)).then_some(said)
     }
 
     /// Notes a call that is answered without being made.

@@ -4,6 +4,7 @@ use std::time::{Instant, SystemTime};
 
 use harness::{Part, RunError, Stop, Work};
 use job::{Failure, FailureCode};
+use tools::Repeat;
 
 use super::Turns;
 use crate::answer::StopReason;
@@ -12,9 +13,13 @@ use crate::fault::Fault;
 use crate::head::head;
 use crate::wire::Wire;
 
+/// What a model is told that takes over from one whose last answer may be lost.
+const ANSWER_LOST: &str = "The work was interrupted here, and another model goes on with it. Calls that were made just before may \
+    be missing above, and may have taken effect, in part or as a whole. Look at what is there before you call again.";
+
 impl Turns<'_> {
     /// Goes on with the agent's first model if it no longer has the one that the job has spoken to: the gateway would
-    /// refuse that.
+    /// refuse that, and gives no answer of it that an earlier attempt may have got.
     pub(super) async fn leave_a_model_that_is_gone(&mut self) -> Result<(), RunError> {
         let models = &self.settings.models;
         let transcript = self.transcript();
@@ -28,7 +33,13 @@ impl Turns<'_> {
             next,
             "the agent no longer has the job's model, and its first one goes on"
         );
-        self.go_on_with(&next.clone()).await
+        let (next, wire) = (next.clone(), self.settings.wire(next));
+        self.add(head(self.settings, &next, &self.offered).entry());
+        if self.is_resumed && self.offered.iter().any(|tool| tool.repeat == Repeat::Unsafe) {
+            self.add(wire.said(ANSWER_LOST));
+        }
+        self.is_resumed = false;
+        self.checkpoint().await
     }
 
     /// Changes the model. It is in the ledger before it is asked, so that its answer is found again.
@@ -59,6 +70,7 @@ impl Turns<'_> {
                 Err(Unasked::Fault(Fault::Overflow(_))) if !self.was_too_long => {
                     self.was_too_long = true;
                     self.compact(true).await?;
+                    self.check_limits()?;
                     continue;
                 }
                 Err(Unasked::Fault(Fault::Spent(message))) if self.settings.degrades => {

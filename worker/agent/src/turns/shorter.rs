@@ -27,15 +27,27 @@ impl Turns<'_> {
 
     /// Compacts a conversation that is longer than the agent's share of the window, or larger than its share of the session:
     /// images have many bytes and few tokens.
-    pub(super) async fn compact_if_due(&mut self) -> Result<(), RunError> {
+    /// Returns whether it did.
+    pub(super) async fn compact_if_due(&mut self) -> Result<bool, RunError> {
         let is_long = self.is_long();
         let is_large = self.transcript().bytes() > most_before(self.run.most_bytes());
-        if is_long || is_large { self.compact(is_long).await } else { Ok(()) }
+        if is_long || is_large {
+            self.compact(is_long).await?;
+        }
+        Ok(is_long || is_large)
+    }
+
+    /// Returns the agent's share of the window, in tokens. A job that goes on asks first what the attempt before has asked, so
+    /// it has the share of that until it has an answer, unless the provider has refused that as too long.
+    fn share(&self) -> u64 {
+        let before = self.transcript().share(self.job_id());
+        let before = before.filter(|_| self.is_resumed && !self.was_too_long);
+        before.unwrap_or(self.settings.context_tokens)
     }
 
     /// Returns whether the conversation is longer than the agent's share of the window.
     pub(super) fn is_long(&self) -> bool {
-        self.tokens() > self.settings.context_tokens || self.transcript().is_full()
+        self.tokens() > self.share() || self.transcript().is_full()
     }
 
     /// Returns whether the session has no room for what is pending.
@@ -63,7 +75,7 @@ impl Turns<'_> {
         let used = (iterations, tokens.saturating_add(summary_tokens));
         let mut context_window = vec![new_head.entry()];
         context_window.extend(with_record(head.wire, after));
-        context_window.push(JobMark::go_on(self.job_id(), used, said).entry());
+        context_window.push(JobMark::go_on(self.job_id(), used, said, self.share()).entry());
         let delta = Delta { context_window, replace_context: true, ..Delta::default() };
         self.run.checkpoint(delta).await.map_err(|stop| self.refused(stop))?;
         // It was a part of the conversation.
@@ -102,7 +114,7 @@ impl Turns<'_> {
         messages: Vec<Json>,
         most: u64,
     ) -> Result<(Vec<Json>, u64), RunError> {
-        let (share, before) = (self.settings.context_tokens, self.tokens());
+        let (share, before) = (self.share(), self.tokens());
         let quarter = share.min(before).min(most) / 4;
         let (mut after, mut used) = (None, 0);
         if let Some(plan) = Plan::new(head, &messages, quarter) {

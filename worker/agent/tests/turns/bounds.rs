@@ -156,6 +156,23 @@ async fn a_job_has_its_limits() {
 }
 
 #[tokio::test]
+async fn what_a_summary_has_used_counts_before_the_next_call() {
+    for speaks in Speaks::ALL {
+        let mut world = World::on(speaks, looks(12)).await;
+        world.output_bytes = 9_000;
+        world.config["context_tokens"] = json!(4_000);
+        world.next_job("x".repeat(6_000).into());
+        // The first answer has used some 1,800, and the summary of the input some 1,200 more.
+        world.config["max_tokens"] = json!(2_400);
+        let (code, message) = failed(world.run().await);
+        assert_eq!(code, FailureCode::BudgetExhausted, "{speaks:?}");
+        assert!(message.contains("max_tokens = 2400"), "{message}");
+        let asked = world.provider.asked();
+        assert!(asked.last().unwrap().1.contains("oldest part no longer fits"), "{speaks:?}: {asked:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_job_lowers_the_limits_of_its_agent_and_never_raises_them() {
     for (job, agent, limit) in [
         ((Some(2), None), (9, None), "max_iterations = 2"),

@@ -5,9 +5,10 @@ use std::time::Duration;
 use harness::{RunError, Stop};
 use job::FailureCode;
 use serde_json::json;
+use tools::Tool;
 
 use crate::bounds::looks;
-use crate::kills::script;
+use crate::kills::{check_letters, script};
 use crate::provider::Fault;
 use crate::world::{Speaks, World};
 
@@ -137,6 +138,36 @@ async fn a_worker_that_drains_gets_the_job_back_at_the_next_checkpoint() {
     assert_eq!(world.provider.asked().len(), 4, "nothing is paid again");
     assert_eq!(*world.opened.lock().unwrap(), [false, true], "the second run continues the first");
     assert!(world.runs("push").values().all(|runs| *runs == 1) && world.runs("push").len() == 3);
+}
+
+#[tokio::test]
+async fn a_job_that_goes_on_with_other_tools_is_told_once_which_came_and_went() {
+    for speaks in Speaks::ALL {
+        let mut world = World::on(speaks, script()).await;
+        *world.stop_in_look.lock().unwrap() = Some(Stop::HandBack);
+        assert!(matches!(world.run().await, Err(RunError::Stopped(Stop::Drain))), "{speaks:?}");
+        world.tools.retain(|tool| tool.name != "pay");
+        let grow = Tool { name: "grow".to_owned(), ..world.tools[0].clone() };
+        world.tools.insert(0, grow);
+        // It goes on twice.
+        *world.stop_in_look.lock().unwrap() = Some(Stop::HandBack);
+        assert!(matches!(world.run().await, Err(RunError::Stopped(Stop::Drain))), "{speaks:?}");
+        assert!(world.run().await.is_ok());
+        let asked = world.provider.asked();
+        check_letters(&world);
+        assert!(!asked[1].1.contains("tools have changed"), "{speaks:?}: what was stored is asked for first");
+        let last = &asked[3].1;
+        let said = "tools have changed: gone are pay. New, but not before the next job, are grow.";
+        assert_eq!(
+            (last.matches(said).count(), last.matches("tools have changed").count()),
+            (1, 1),
+            "{last}"
+        );
+        world.next_job("And now?".into());
+        assert!(world.run().await.is_ok());
+        let (_, next) = world.provider.asked().pop().unwrap();
+        assert!(next.contains("To look.") && next.contains("\"grow\""), "{next}");
+    }
 }
 
 /// Runs a job that is wanted back at its n-th checkpoint. Returns false if it has fewer.

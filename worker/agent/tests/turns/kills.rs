@@ -1,6 +1,9 @@
 //! A kill at any moment: what was paid, what was made, and what is sent afterwards.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::json;
 
 use crate::provider::{Script, Turn};
 use crate::world::{Speaks, World};
@@ -25,7 +28,7 @@ fn open_ended(body: &str) -> &str {
     body.strip_suffix("]}").expect("messages come last")
 }
 
-fn check_letters(world: &World) {
+pub fn check_letters(world: &World) {
     let mut asked = world.provider.asked();
     asked.sort();
     for pair in asked.windows(2) {
@@ -74,6 +77,68 @@ async fn killed_at_any_moment_it_pays_at_most_the_call_in_flight_again_and_makes
         let (kills, repaid) = killed_everywhere(speaks).await;
         // Less than half of the moments are between a request and its stored answer.
         assert!(kills > 50 && repaid < kills, "{speaks:?}: {kills} {repaid}");
+    }
+}
+
+/// Pushes in its first answer, as the calls that were made count. A compaction takes answers out.
+fn pushes() -> Script {
+    let calls = AtomicUsize::new(0);
+    Arc::new(move |_| match calls.fetch_add(1, Ordering::Relaxed) {
+        0 => Turn::Calls(vec![("push_0".to_owned(), "push", "{}".to_owned())]),
+        _ => Turn::Says("Done.".to_owned(), "end_turn"),
+    })
+}
+
+/// Kills a job at each moment, changes its agent, and lets it go on. Where a push was made, the model knows.
+async fn changed_everywhere(speaks: Speaks, models: &[&str], change: impl Fn(&mut World)) {
+    let (mut kills, mut pushed) = (0, 0);
+    for kill_at in 1.. {
+        let mut world = World::of(speaks, pushes(), models).await;
+        world.config["context_tokens"] = json!(100_000);
+        world.next_job("Push. ".repeat(2_000).into());
+        if world.attempt(Some(kill_at)).await.is_some() {
+            break;
+        }
+        kills += 1;
+        if world.session.lock().expect("not poisoned").context_window.is_empty() {
+            // It begins as if nothing had been.
+            continue;
+        }
+        let was_pushed = world.runs("push").len();
+        pushed += was_pushed;
+        let before = world.provider.asked().len();
+        change(&mut world);
+        let ended = world.run().await;
+        assert_eq!(ended.expect("an output").as_str(), "\"Done.\"", "{speaks:?} {kill_at}");
+        assert!(world.runs("push").values().all(|runs| *runs == 1), "{speaks:?} {kill_at}");
+        let asked = world.provider.asked();
+        let knows =
+            |(_, body): &(usize, String)| body.contains("push {}") || body.contains("may have taken effect");
+        let knows = asked.iter().any(knows) || asked.len() == before;
+        assert!(
+            was_pushed == 0 || knows,
+            "{speaks:?}: killed at {kill_at}, and nobody says that it was pushed"
+        );
+    }
+    assert!(kills > 20 && pushed > 3, "{speaks:?}: {kills} {pushed}");
+}
+
+#[tokio::test]
+async fn a_push_whose_answer_was_stored_is_known_although_the_agent_has_less_of_the_window() {
+    for speaks in Speaks::ALL {
+        changed_everywhere(speaks, &[speaks.model()], |world| world.config["context_tokens"] = json!(2_000))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_push_before_a_kill_is_known_although_the_agent_has_another_model() {
+    for (speaks, gone, stays) in [
+        (Speaks::Messages, "claude-opus-5-5", "claude-haiku-4-5"),
+        (Speaks::Responses, "gpt-6-sol", "claude-opus-5-5"),
+        (Speaks::Chat, "claude-opus-5-5", "gpt-6-sol"),
+    ] {
+        changed_everywhere(speaks, &[gone, stays], |world| world.models = vec![stays.to_owned()]).await;
     }
 }
 

@@ -1,4 +1,5 @@
-//! A stop reaches the tools that run: each has the time to end that its table gives it, unless the lease is lost.
+//! A stop reaches the tools that run: each has the time to end that its table gives it, unless the lease is lost. A
+//! checkpoint that is slow takes nothing of that time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use agent::AgentTools;
 use harness::{RunError, Stop};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tools::{Machine, ToolsConfig};
 
@@ -31,13 +32,18 @@ impl Holding {
     async fn new() -> Holding {
         let call = |id: &str| (id.to_owned(), "hold", "{}".to_owned());
         let script: Script = Arc::new(move |_| Turn::Calls(vec![call("one"), call("other")]));
+        let settings = json!({"description": "Holds.", "side_by_side": true, "stop_grace_ms": 60_000});
+        Holding::with(script, HOLDS, settings).await
+    }
+
+    /// A world whose tool `hold` is this program, with these settings.
+    async fn with(script: Script, program: &str, mut settings: Value) -> Holding {
         let mut world = World::on(Speaks::Messages, script).await;
         let dir = tempfile::tempdir().expect("a folder");
-        let program = dir.path().join("hold");
-        fs::write(&program, HOLDS).expect("a file");
-        let table = json!({"tools": {"hold": {
-            "command": ["sh", program], "description": "Holds.", "side_by_side": true, "stop_grace_ms": 60_000,
-        }}});
+        let path = dir.path().join("hold");
+        fs::write(&path, program).expect("a file");
+        settings["command"] = json!(["sh", path]);
+        let table = json!({"tools": {"hold": settings}});
         let config: ToolsConfig = serde_json::from_value(table).expect("settings of tools");
         let toolset = config.build(&Machine { tls: &tls(), variable: &|_| None });
         let toolset = Arc::new(toolset.unwrap_or_else(|errors| panic!("{errors:?}")));
@@ -102,4 +108,27 @@ async fn the_tools_of_a_run_that_has_lost_its_lease_are_killed_at_once() {
         |pid: &String| fs::read(format!("/proc/{}/cmdline", pid.trim())).is_ok_and(|line| !line.is_empty());
     until("both are gone", || !pids.iter().any(lives)).await;
     assert!(holding.files("ended-").is_empty());
+}
+
+/// Ends at once in its first call, and after a moment, with more than a pipe holds, in its second.
+const LOUD: &str = r#"#!/bin/sh
+mkdir first 2>/dev/null && exit 0
+sleep 0.5; head -c 300000 /dev/zero | tr '\0' x
+"#;
+
+#[tokio::test]
+async fn a_tool_is_listened_to_while_a_checkpoint_commits() {
+    let call = |id: &str| (id.to_owned(), "hold", "{}".to_owned());
+    let calls = vec![call("one"), call("other")];
+    let script: Script = Arc::new(move |at| match at {
+        0 => Turn::Calls(calls.clone()),
+        _ => Turn::Says("Done.".to_owned(), "end_turn"),
+    });
+    let settings = json!({"description": "Holds.", "side_by_side": true, "timeout_ms": 2_000});
+    let mut holding = Holding::with(script, LOUD, settings).await;
+    holding.world.commit_takes = Duration::from_millis(2_500);
+    assert!(holding.world.run().await.is_ok());
+    let asked = holding.world.provider.asked();
+    assert!(asked[1].1.contains("the output has 300000 bytes"), "{}", asked[1].1);
+    assert!(!asked[1].1.contains("took longer"), "{}", asked[1].1);
 }

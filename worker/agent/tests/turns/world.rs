@@ -88,6 +88,10 @@ pub struct World {
     /// What persons have decided.
     pub answers: BTreeMap<CallId, ClosedInput>,
     stop_cell: Arc<Mutex<Stopper>>,
+    /// What its tools are.
+    pub tools: Vec<Tool>,
+    /// How long a checkpoint takes.
+    pub commit_takes: Duration,
     /// Other tools than these here.
     pub other_tools: Option<Arc<dyn OpenTools>>,
 }
@@ -159,6 +163,8 @@ impl World {
             opened: Arc::default(),
             answers: BTreeMap::new(),
             stop_cell: Arc::default(),
+            tools: tools(),
+            commit_takes: Duration::ZERO,
             other_tools: None,
         }
     }
@@ -207,6 +213,7 @@ impl World {
             asked_until_then: self.asked_until_then.clone(),
             provider: self.provider.clone(),
             stopper: self.stop_cell.clone(),
+            takes: self.commit_takes,
         });
         let config: AgentConfig = serde_json::from_value(self.config.clone()).expect("it works");
         let tools = Arc::new(Tools {
@@ -218,7 +225,7 @@ impl World {
             look_takes: self.look_takes,
             image_bytes: self.image_bytes,
             redaction: Arc::default(),
-            tools: tools(),
+            tools: self.tools.clone(),
             opened: self.opened.clone(),
         });
         let tools = self.other_tools.clone().unwrap_or(tools);
@@ -301,6 +308,7 @@ struct Written {
     asked_until_then: Arc<Mutex<Option<usize>>>,
     provider: Provider,
     stopper: Arc<Mutex<Stopper>>,
+    takes: Duration,
 }
 
 #[async_trait]
@@ -308,6 +316,7 @@ impl Journal for Written {
     async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
         let ordinal = self.written.fetch_add(1, Ordering::Relaxed);
         self.points.pass().await;
+        tokio::time::sleep(self.takes).await;
         self.session.lock().expect("not poisoned").apply(delta);
         self.deltas.lock().expect("not poisoned").push(delta.clone());
         self.books.lock().expect("not poisoned").checkpoints.push((self.number, ordinal));

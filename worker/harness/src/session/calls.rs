@@ -11,7 +11,8 @@ use serde_json::value::RawValue;
 use super::Session;
 
 /// What the model reads in place of a result.
-const INTERRUPTED: &str = "interrupted: the job ended before this call had a result";
+const INTERRUPTED: &str = "interrupted: the job ended before this call had a result. It may have taken effect, in part or as a \
+    whole. Look at what is there before you call again.";
 
 impl Session {
     /// Returns answers for the tool calls in the context window that have none and will never get one. Models refuse a

@@ -66,6 +66,9 @@ fn every_open_call_is_answered_once_in_its_own_way() {
     assert_eq!(answers[0]["content"][0]["tool_use_id"], "b");
     assert_eq!((&answers[1]["role"], &answers[1]["tool_call_id"]), (&json!("tool"), &json!("d")));
     assert_eq!((&answers[2]["type"], &answers[2]["call_id"]), (&json!("function_call_output"), &json!("f")));
+    for said in [&answers[0]["content"][0]["content"], &answers[1]["content"], &answers[2]["output"]] {
+        assert!(said.as_str().unwrap().contains("may have taken effect, in part or as a whole"), "{said}");
+    }
     session.context_window.extend(answered);
     assert_eq!(session.answers_for_open_calls(), []);
 }

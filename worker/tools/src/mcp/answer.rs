@@ -29,7 +29,7 @@ pub async fn output(
     let is_error = result.is_error == Some(true);
     let mut text = Vec::new();
     let mut pictures = Pictures::default();
-    let mut kept = Kept { workspace, call: call.key.file_name(), count: 0 };
+    let mut kept = Kept { workspace, call: call.key.as_str(), count: 0 };
     let structured = result.structured_content.filter(|_| result.content.is_empty());
     for block in result.content {
         match block {
@@ -53,7 +53,7 @@ pub async fn output(
     }
     text.extend(structured.map(|value| value.to_string()));
     let mut collected =
-        Collected::new((workspace, redaction), call.key.file_name().to_owned(), max_output_bytes);
+        Collected::new((workspace, redaction), call.key.as_str().to_owned(), max_output_bytes);
     for (at, piece) in text.iter().enumerate() {
         let before: &[u8] = if at == 0 { b"" } else { b"\n" };
         collected.push(before).await;

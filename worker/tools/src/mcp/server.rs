@@ -309,7 +309,7 @@ impl Server {
     ) -> Result<(Group, Option<TempDir>), ServerError> {
         let failed = |error: io::Error| {
             let problem = format!("it cannot be started: {error}");
-            let is_shortage = is_shortage(&error, program.memory_limit_mb);
+            let is_shortage = is_shortage(&error, program.limits);
             if is_shortage { ServerError::Shortage(problem) } else { ServerError::Failed(problem) }
         };
         let own = match self.settings.scope {
@@ -323,7 +323,7 @@ impl Server {
             process.envs(given.map(|(name, value)| (name, value))).env("HARNESS_WORKSPACE", folder);
         }
         let entry = enter(program.sandbox.as_ref(), folder, place.port).map_err(failed)?;
-        let group = process::spawn(process, program.memory_limit_mb, entry).await.map_err(failed)?;
+        let group = process::spawn(process, program.limits, entry).await.map_err(failed)?;
         Ok((group, own))
     }
 

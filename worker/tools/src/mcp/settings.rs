@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use process::{Program, Sandbox, SandboxConfig, SettingError, is_withheld};
+use process::{Limits, Program, Sandbox, SandboxConfig, SettingError, is_withheld};
 use url::Url;
 
-use crate::config::{Names, Scope, ServerConfig};
+use crate::config::{FILE_MB, Names, Scope, ServerConfig};
 use crate::ranges;
 use crate::toolbox::Machine;
 
@@ -40,7 +40,7 @@ pub enum How {
 pub struct ServerProgram {
     pub program: Program,
     pub sandbox: Option<Sandbox>,
-    pub memory_limit_mb: Option<u64>,
+    pub limits: Limits,
     pub stop_grace: Duration,
     /// Whether it is given what leads to the gateway.
     pub gateway: bool,
@@ -60,6 +60,7 @@ impl ServerConfig {
             ("stop_grace_ms", self.stop_grace_ms, 0, 60_000),
             ("max_output_bytes", self.max_output_bytes as u64, ranges::LEAST_OUTPUT, ranges::MOST_OUTPUT),
             ("memory_limit_mb", self.memory_limit_mb.unwrap_or(16), 16, ranges::MOST_MEMORY_MB),
+            ("max_file_mb", self.max_file_mb.unwrap_or(FILE_MB), 1, ranges::MOST_FILE_MB),
         ]);
         let how = match (self.command.is_empty(), self.url.is_empty()) {
             (false, true) => self.program(sandbox, &mut problems),
@@ -110,7 +111,10 @@ impl ServerConfig {
         Some(How::Program(Box::new(ServerProgram {
             program: program?,
             sandbox: sandbox?,
-            memory_limit_mb: self.memory_limit_mb,
+            limits: Limits {
+                memory_mb: self.memory_limit_mb,
+                file_mb: Some(self.max_file_mb.unwrap_or(FILE_MB)),
+            },
             stop_grace: Duration::from_millis(self.stop_grace_ms),
             gateway: self.gateway,
         })))
@@ -122,6 +126,7 @@ impl ServerConfig {
             ("env", !self.env.is_empty()),
             ("gateway", self.gateway),
             ("memory_limit_mb", self.memory_limit_mb.is_some()),
+            ("max_file_mb", self.max_file_mb.is_some()),
         ] {
             if given {
                 problems.push(SettingError::new(setting, "it is for a server with a `command`"));
@@ -245,6 +250,8 @@ mod tests {
                 "headers_env.Mcp-Session-Id: the worker",
             ),
             ("url = 'http://h/'\ntimeout_ms = 0", "timeout_ms: got 0"),
+            ("url = 'http://h/'\nmax_file_mb = 1", "max_file_mb: it is for a server with a `command`"),
+            ("command = ['true']\nmax_file_mb = 0", "max_file_mb: got 0, expected 1 to"),
         ] {
             let problems = wrong(table);
             assert!(problems.len() == 1 && problems[0].starts_with(named), "{table}: {problems:?}");

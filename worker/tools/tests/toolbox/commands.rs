@@ -63,7 +63,9 @@ async fn a_failure_has_the_exit_code_the_end_of_stderr_and_what_was_written() {
     let loud = bench.python("p", "sys.stderr.write('e' * 900 + '\\n'); print('o' * 5000); sys.exit(1)");
     let toolbox = bench.command(&loud, "max_output_bytes = 2048").await;
     let text = bench.call(&toolbox, "run", "{}").await.text();
-    assert!(text.len() <= 2048 && text.contains("eee") && text.contains(".harness/output/call_1"), "{text}");
+    assert!(text.len() <= 2048 && text.contains("eee"), "{text}");
+    let kept = format!(".harness/output/{}", bench.key("call_1").as_str());
+    assert!(text.contains(&kept), "{text}");
 }
 
 #[tokio::test]
@@ -185,7 +187,7 @@ async fn a_flood_is_cut_and_all_of_it_is_in_the_file_until_it_is_too_much() {
     let toolbox = bench.command(&bench.sh("p", "yes 0123456789 | head -c 3000000"), "").await;
     let output = bench.call(&toolbox, "run", "{}").await;
     assert!(output.text().len() <= 32 * 1024 && output.text().contains("3000000 bytes"), "{output:?}");
-    let kept = bench.workspace().join(".harness/output/call_1");
+    let kept = bench.kept("call_1");
     assert_eq!(std::fs::metadata(&kept).unwrap().len(), 3_000_000);
     let toolbox = bench.command(&bench.sh("p", "yes"), "").await;
     let output = bench.call(&toolbox, "run", "{}").await;
@@ -261,6 +263,21 @@ async fn all_that_is_wrong_with_a_table_is_named() {
         ]
     );
     assert!(errors[4].problem.contains("http://127.0.0.1:9/x"), "{}", errors[4]);
+}
+
+#[tokio::test]
+async fn a_command_leaves_no_dump_and_its_files_have_a_limit() {
+    let bench = Bench::new();
+    let program =
+        bench.sh("p", "ulimit -Hc; head -c 900000 /dev/zero >small; exec head -c 2000000 /dev/zero >large");
+    let toolbox = bench.command(&program, "max_file_mb = 1").await;
+    let output = bench.call(&toolbox, "run", "{}").await;
+    assert!(output.is_error && output.text().ends_with("Its output:\n0\n"), "{output:?}");
+    let length = |name: &str| std::fs::metadata(bench.workspace().join(name)).unwrap().len();
+    assert_eq!((length("small"), length("large")), (900_000, 1 << 20));
+    let toolbox = bench.command(&program, "").await;
+    let output = bench.call(&toolbox, "run", "{}").await;
+    assert!(!output.is_error && length("large") == 2_000_000, "{output:?}");
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ async fn what_it_writes_is_mended_cut_or_ignored() {
     assert_eq!(bench.ask(&toolbox, "byte").await, "a\u{fffd}b");
     let big = bench.ask(&toolbox, "big").await;
     assert!(big.len() <= 32 * 1024 && big.contains("1000000 bytes"), "{}", big.len());
-    assert_eq!(std::fs::metadata(bench.workspace().join(".harness/output/call_1")).unwrap().len(), 1_000_000);
+    assert_eq!(std::fs::metadata(bench.kept("call_1")).unwrap().len(), 1_000_000);
     for (tool, problem) in [
         ("huge", "more than 16777216"),
         ("deep", "cannot be read"),

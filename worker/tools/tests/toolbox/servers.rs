@@ -234,9 +234,11 @@ async fn pictures_are_shown_and_what_cannot_be_is_kept_in_a_file() {
         panic!("{output:?}")
     };
     assert_eq!((media_type.as_str(), data.as_str()), ("image/png", "iVBORw0KGgo="));
-    assert!(text.contains("\"image/x-odd\", 5 bytes, is in the file .harness/output/call_1-1"), "{text}");
+    let key = bench.key("call_1");
+    let said = format!("\"image/x-odd\", 5 bytes, is in the file .harness/output/{}-1", key.as_str());
+    assert!(text.contains(&said), "{text}");
     assert!(text.contains("its data is no base64"), "{text}");
-    assert_eq!(std::fs::read(bench.workspace().join(".harness/output/call_1-1")).unwrap(), b"hello");
+    assert_eq!(std::fs::read(bench.kept("call_1-1")).unwrap(), b"hello");
     assert_eq!(bench.ask(&toolbox, "structured").await, r#"{"n":1}"#);
     toolbox.close().await;
 }

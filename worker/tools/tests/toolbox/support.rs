@@ -86,6 +86,11 @@ impl Bench {
         CallKey::new(self.job, id)
     }
 
+    /// Returns where the output of a call is kept.
+    pub fn kept(&self, id: &str) -> PathBuf {
+        self.workspace().join(".harness/output").join(self.key(id).as_str())
+    }
+
     pub async fn call(&self, toolbox: &Toolbox, name: &str, input: &str) -> Output {
         self.call_until(toolbox, name, input, pending()).await.unwrap()
     }
