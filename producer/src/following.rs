@@ -65,14 +65,42 @@ pub struct Wish {
 /// What was read at one time.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// When, by Postgres's clock, in milliseconds of the Unix epoch.
+    /// When, by Postgres's clock, in milliseconds of the Unix epoch; 0 if more of what there was at that time is still to be
+    /// read. A stream that goes on behind an event of it looks from the time before.
     pub at: i64,
     /// The jobs that have not ended.
     pub live: Vec<LiveJob>,
     /// Checkpoints, in order. Some may have been seen before.
     pub steps: Vec<Step>,
     /// Jobs that have ended. Some may have been seen before.
-    pub ended: Vec<Arc<JobView>>,
+    pub ended: Vec<Ended>,
+    /// Whether ends of a session may not have been found.
+    pub missed: Missed,
+}
+
+/// A job that has ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// The job.
+    pub view: Arc<JobView>,
+    /// Its last run; 0 if it has never run.
+    pub epoch: i64,
+    /// When its first run began, in milliseconds of the Unix epoch.
+    pub started_ms: Option<i64>,
+    /// When it ended, in milliseconds of the Unix epoch.
+    pub finished_ms: i64,
+}
+
+/// Whether ends of a session may not have been found, because it has more results than are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Missed {
+    /// All were found.
+    #[default]
+    Nothing,
+    /// Ends from before the stream, for streams that go on behind an earlier one.
+    WhileAway,
+    /// Ends since the last reading.
+    Now,
 }
 
 /// What comes to a follower.
@@ -151,8 +179,8 @@ impl Following {
         loop {
             match timeout_at(until, follower.next()).await.ok()?? {
                 News::Seen(seen) => {
-                    if let Some(view) = seen.ended.first() {
-                        return Some(view.clone());
+                    if let Some(ended) = seen.ended.first() {
+                        return Some(ended.view.clone());
                     }
                 }
                 News::Text(_) | News::Quiet => {}

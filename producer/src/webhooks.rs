@@ -13,5 +13,5 @@ mod sending;
 
 pub use address::Allowed;
 pub use client::Outbound;
-pub use endpoint::{MOST, Made, Wanted, create, enable, new_secret, probe};
+pub use endpoint::{MOST, Made, Probe, Wanted, create, enable, new_secret, probe};
 pub use sending::{LEASE_NAME, Sending};

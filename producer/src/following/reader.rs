@@ -6,13 +6,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use job::{JobId, SessionKey, Trouble, decode_changes, decode_text};
 use queue::{Announced, Listener};
-use store::{EndedJob, JobView, LiveJob, LiveSession, StepsOf, Store, StoreError};
+use store::{EndedJob, LiveJob, LiveSession, StepsOf, Store, StoreError};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::topics::{Question, Reading};
-use super::{Followed, Following, Seen};
+use super::{Ended, Followed, Following, Missed, Seen};
 use crate::pulse::Pulse;
 
 /// How often all of it is read, and how often while no announcements come.
@@ -37,6 +37,12 @@ const QUIET: Duration = Duration::from_secs(15);
 const QUIET_PARTS: u32 = 15;
 /// A job's end has the time at which its transaction began, and is seen when that is committed.
 const COMMITTED_WITHIN_MS: i64 = 15_000;
+/// Results of a session that are looked at for ends of which nothing was announced: the newest ones, and where there are
+/// more, so many. Job ids do not say when a job has ended.
+const NEWEST: i64 = 100;
+const LOOKED_AT: i64 = 10_000;
+/// The sessions of which one question looks at more than the newest. The others have their turn in the next one.
+const LOOKED_THROUGH: usize = 4;
 
 impl Following {
     /// Reads until `end` is cancelled.
@@ -167,7 +173,7 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
             Followed::Session(_) => announced.extend(&question.known),
         }
     }
-    let mut ended = Ended::default();
+    let mut ended = Ends::default();
     let announced = ended.unasked(announced);
     let found = store.live_and_ended(&jobs, &sessions, &announced, ENDS_BYTES, ENDS).await?;
     ended.add(found.ended);
@@ -192,17 +198,20 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
     ended.read(store, missing).await?;
     // Jobs may have come and gone since the last reading without an announcement that arrived.
     let mut unknown = Vec::new();
-    for question in questions {
+    for (number, question) in questions.iter().enumerate() {
         if let Followed::Session(session) = &question.followed {
             let version = live_of.get(session).map_or(0, |of| of.version);
-            let known = ended.of(session).len() as i64;
+            let known = ended.of(session).len() as i64 - question.left as i64;
             if question.version.is_none_or(|last| version - last > known) {
-                unknown.push((session.clone(), question.since));
+                // As many as are certainly missing; unknown in a stream that goes on behind an earlier one.
+                let missing = question.version.map(|last| version - last - known);
+                unknown.push(Unknown { number, missing, since: (session.clone(), question.since) });
             }
         }
     }
+    let mut looks = vec![Look::Whole; questions.len()];
     if !unknown.is_empty() {
-        let mut found = store.ended_since(&unknown).await?;
+        let mut found = look_for_ends(store, unknown, &mut looks).await?;
         // The oldest of a session come first.
         found.sort_unstable();
         ended.read(store, found).await?;
@@ -213,6 +222,7 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
     for (number, question) in questions.iter().enumerate() {
         let mut seen = Seen { at, ..Seen::default() };
         let (mut session, mut job_id, mut version) = (None, None, None);
+        let mut since = at - COMMITTED_WITHIN_MS;
         let left;
         match &question.followed {
             Followed::Job(id) => {
@@ -227,6 +237,11 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
             Followed::Session(key) => {
                 let of = live_of.remove(key);
                 version = Some(of.as_ref().map_or(0, |of| of.version));
+                match looks[number] {
+                    Look::Whole => {}
+                    Look::Later => (version, since) = (None, question.since),
+                    Look::Cut(missed) => seen.missed = missed,
+                }
                 seen.live = of.map(|of| of.live).unwrap_or_default();
                 left = ended.take(ended.of(key), &mut seen.ended);
                 if question.is_first || has_worked(&seen.ended) || seen.live.iter().any(|job| job.begun) {
@@ -239,8 +254,8 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
             wanted.push(StepsOf { session, job_id, behind: question.behind });
             steps_of.push(number);
         }
-        let since = at - COMMITTED_WITHIN_MS;
-        readings.push(Reading { seen, version, since, left, more_steps: false });
+        let looks_later = looks[number] == Look::Later;
+        readings.push(Reading { seen, version, since, left, more_steps: false, looks_later });
     }
     if !wanted.is_empty() {
         for (number, steps) in steps_of.into_iter().zip(store.steps(&wanted, STEPS_BYTES).await?) {
@@ -251,14 +266,70 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
     Ok(readings)
 }
 
+/// A session of which ends may not be known.
+struct Unknown {
+    /// Its question.
+    number: usize,
+    /// How many ends are missing at least, if that is known.
+    missing: Option<i64>,
+    /// The session, and since when.
+    since: (SessionKey, i64),
+}
+
+/// How far the look for a session's ends has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// All results were looked at.
+    Whole,
+    /// Its turn comes with the next question.
+    Later,
+    /// There are more results than are looked at.
+    Cut(Missed),
+}
+
+/// Returns the jobs of these sessions that have ended since their times, and notes how far each look has come.
+async fn look_for_ends(
+    store: &Store,
+    unknown: Vec<Unknown>,
+    looks: &mut [Look],
+) -> Result<Vec<JobId>, StoreError> {
+    let (mut found, mut through) = (Vec::new(), Vec::new());
+    let of = |unknown: &[Unknown]| unknown.iter().map(|of| of.since.clone()).collect::<Vec<_>>();
+    let newest = store.ended_since(&of(&unknown), NEWEST).await?;
+    for (of, (ended, is_more)) in unknown.into_iter().zip(newest) {
+        if !is_more {
+            found.extend(ended);
+        } else if through.len() < LOOKED_THROUGH {
+            through.push(of);
+        } else {
+            looks[of.number] = Look::Later;
+        }
+    }
+    if !through.is_empty() {
+        let all = store.ended_since(&of(&through), LOOKED_AT).await?;
+        for (of, (ended, is_more)) in through.into_iter().zip(all) {
+            if is_more {
+                let is_short = |missing| (ended.len() as i64) < missing;
+                looks[of.number] = match of.missing {
+                    None => Look::Cut(Missed::WhileAway),
+                    Some(missing) if is_short(missing) => Look::Cut(Missed::Now),
+                    Some(_) => Look::Whole,
+                };
+            }
+            found.extend(ended);
+        }
+    }
+    Ok(found)
+}
+
 /// Whether any of these jobs has checkpoints. Those of a job that left none are not looked for.
-fn has_worked(ended: &[Arc<JobView>]) -> bool {
-    ended.iter().any(|view| view.iterations > 0)
+fn has_worked(ended: &[Ended]) -> bool {
+    ended.iter().any(|ended| ended.view.iterations > 0)
 }
 
 /// Jobs that have ended: all that were found, those of them that were read, and what that took.
 #[derive(Default)]
-struct Ended {
+struct Ends {
     asked: HashSet<JobId>,
     found: HashMap<JobId, Found>,
     sessions: HashMap<SessionKey, Vec<JobId>>,
@@ -270,10 +341,10 @@ struct Found {
     job_id: JobId,
     session: SessionKey,
     /// `None` if it was left for the next reading.
-    view: Option<Arc<JobView>>,
+    ended: Option<Ended>,
 }
 
-impl Ended {
+impl Ends {
     /// Looks which of these jobs have ended, and reads what fits into one question, in the order in which topics became
     /// due. What comes first is always read.
     async fn read(&mut self, store: &Store, jobs: Vec<JobId>) -> Result<(), StoreError> {
@@ -292,13 +363,14 @@ impl Ended {
     }
 
     fn add(&mut self, ended: Vec<EndedJob>) {
-        for EndedJob { job_id, session, bytes, view } in ended {
+        for EndedJob { job_id, session, epoch, started_ms, finished_ms, bytes, view } in ended {
             if view.is_some() {
                 self.count += 1;
                 self.bytes += bytes;
             }
             self.sessions.entry(session.clone()).or_default().push(job_id);
-            self.found.insert(job_id, Found { job_id, session, view: view.map(Arc::new) });
+            let ended = view.map(|view| Ended { view: Arc::new(view), epoch, started_ms, finished_ms });
+            self.found.insert(job_id, Found { job_id, session, ended });
         }
     }
 
@@ -308,9 +380,9 @@ impl Ended {
     }
 
     /// Adds those of these jobs that were read. Returns those that were left.
-    fn take(&self, jobs: &[JobId], read: &mut Vec<Arc<JobView>>) -> Vec<JobId> {
+    fn take(&self, jobs: &[JobId], read: &mut Vec<Ended>) -> Vec<JobId> {
         let found = || jobs.iter().filter_map(|job_id| self.found.get(job_id));
-        read.extend(found().filter_map(|found| found.view.clone()));
-        found().filter(|found| found.view.is_none()).map(|found| found.job_id).collect()
+        read.extend(found().filter_map(|found| found.ended.clone()));
+        found().filter(|found| found.ended.is_none()).map(|found| found.job_id).collect()
     }
 }

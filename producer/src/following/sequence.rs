@@ -8,10 +8,13 @@ use std::sync::Arc;
 use job::{CallId, JobId, JobState};
 use store::{JobView, LiveJob, Step, StepPlace};
 
-use super::Seen;
+use super::{Ended, Missed, Seen};
 
 /// Ended jobs that a session's stream remembers, so that it shows no end twice.
 const REMEMBERED: usize = 256;
+/// A job that was not seen before and ended so long before the last reading was shown in an earlier one: it is read again
+/// for another stream, which goes on from further back.
+const SHOWN_BEFORE_MS: i64 = 60_000;
 
 /// How far a stream has come, as the id of its last event. It holds all that is needed to go on at any door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +38,8 @@ pub enum Event {
     Iteration(Step),
     /// So many iterations of a job cannot be shown any more.
     Gap(JobId, i64),
+    /// Ends of the session may not have been found.
+    EndsGap,
     /// A job's end.
     End(Arc<JobView>),
 }
@@ -50,6 +55,12 @@ pub struct Sequence {
     ended: VecDeque<JobId>,
     /// Whether jobs that run at the first reading are joined in the middle.
     joins: bool,
+    /// Whether it goes on behind an earlier stream, and not all that ended in between was read yet.
+    catches_up: bool,
+    /// Where it begins: a job whose runs are all behind this has no iteration that was shown before.
+    begins: (i64, i64),
+    /// Ends before this time were shown, in a session's stream.
+    ends_since: i64,
 }
 
 /// What is known of some jobs. Most streams are about one, and a map has room for three at least: that is a quarter of a
@@ -128,7 +139,9 @@ impl Sequence {
     fn new(position: Position, joins: bool) -> Sequence {
         let shown = SmallMap(position.job_id.map(|job_id| (job_id, position.shown)).into_iter().collect());
         let (states, ended) = (SmallMap(Vec::new()), VecDeque::new());
-        Sequence { position, job_id: None, states, shown, ended, joins }
+        let (begins, ends_since) = ((position.at, position.place.epoch), position.at - SHOWN_BEFORE_MS);
+        let catches_up = !joins;
+        Sequence { position, job_id: None, states, shown, ended, joins, catches_up, begins, ends_since }
     }
 
     /// Returns the job that the stream is about, if it is about one alone.
@@ -157,8 +170,16 @@ impl Sequence {
         for job in others {
             events.push((self.next(seen), Event::State(job.clone())));
         }
-        for view in seen.ended.iter().filter(|view| !self.ended.contains(&view.job_id)).collect::<Vec<_>>() {
-            let gone = self.gone(view);
+        let is_short = match seen.missed {
+            Missed::Nothing => false,
+            Missed::WhileAway => self.catches_up,
+            Missed::Now => true,
+        };
+        if is_short {
+            events.push((self.next(seen), Event::EndsGap));
+        }
+        for ended in seen.ended.iter().filter(|ended| !self.was_shown(ended)).collect::<Vec<_>>() {
+            let (view, gone) = (&ended.view, self.gone(ended));
             if gone > 0 {
                 self.count(view.job_id, gone);
                 events.push((self.next(seen), Event::Gap(view.job_id, gone)));
@@ -166,6 +187,9 @@ impl Sequence {
             events.push((self.next(seen), Event::End(view.clone())));
             self.forget(view.job_id);
         }
+        // Of a part of what there is, `at` is 0.
+        self.catches_up &= seen.at == 0;
+        self.ends_since = self.ends_since.max(seen.at - SHOWN_BEFORE_MS);
         let live: HashSet<JobId> = seen.live.iter().map(|job| job.job_id).collect();
         if self.states.0.len() > live.len() + REMEMBERED {
             self.states.0.retain(|(job_id, _)| live.contains(job_id));
@@ -199,12 +223,26 @@ impl Sequence {
         }
     }
 
+    /// Whether a job's end was shown before.
+    fn was_shown(&self, Ended { view, finished_ms, .. }: &Ended) -> bool {
+        let is_old = self.job_id.is_none() && !self.is_known(view.job_id) && *finished_ms < self.ends_since;
+        is_old || self.ended.contains(&view.job_id)
+    }
+
+    fn is_known(&self, job_id: JobId) -> bool {
+        self.states.has(job_id) || self.shown.has(job_id)
+    }
+
     /// Iterations of an ended job that were neither shown nor can be.
-    fn gone(&self, view: &JobView) -> i64 {
+    fn gone(&self, Ended { view, epoch, started_ms, .. }: &Ended) -> i64 {
+        let (from, after_run) = self.begins;
         let shown = match self.job_id {
             Some(_) => self.position.shown,
-            // Of a job that came and went while no stream was there, the end alone is shown.
-            None if !self.states.has(view.job_id) && !self.shown.has(view.job_id) => -1,
+            // A job that came and went while no stream was there. An event may have a time before that of its reading, so
+            // that both are compared.
+            None if !self.is_known(view.job_id) => {
+                if *epoch > after_run && started_ms.is_some_and(|at| at >= from) { 0 } else { -1 }
+            }
             None => self.shown.get(view.job_id).copied().unwrap_or(0),
         };
         if shown < 0 { 0 } else { view.iterations.saturating_sub(shown) }
@@ -248,8 +286,13 @@ mod tests {
         Step { place, job_id: id(number), iterations: 1, cost, input_tokens, output_tokens, progress }
     }
 
-    fn end(number: u8, iterations: i64) -> Arc<JobView> {
-        Arc::new(JobView {
+    /// A job that ran in this epoch and began at this time.
+    fn ran(number: u8, iterations: i64, epoch: i64, started_ms: i64) -> Ended {
+        Ended { epoch, started_ms: Some(started_ms), ..end(number, iterations) }
+    }
+
+    fn end(number: u8, iterations: i64) -> Ended {
+        let view = JobView {
             job_id: id(number),
             trace_id: id(number).into(),
             tenant: Tenant::default(),
@@ -270,11 +313,12 @@ mod tests {
             questions: Vec::new(),
             failure: None,
             output: None,
-        })
+        };
+        Ended { view: Arc::new(view), epoch: 0, started_ms: None, finished_ms: 0 }
     }
 
-    fn seen(at: i64, live: Vec<LiveJob>, steps: Vec<Step>, ended: Vec<Arc<JobView>>) -> Seen {
-        Seen { at, live, steps, ended }
+    fn seen(at: i64, live: Vec<LiveJob>, steps: Vec<Step>, ended: Vec<Ended>) -> Seen {
+        Seen { at, live, steps, ended, missed: Missed::Nothing }
     }
 
     fn shown(events: &[(Position, Event)]) -> Vec<String> {
@@ -282,6 +326,7 @@ mod tests {
             Event::State(job) => job.state.to_string(),
             Event::Iteration(step) => format!("{}.{}", step.place.epoch, step.place.ordinal),
             Event::Gap(_, iterations) => format!("gap {iterations}"),
+            Event::EndsGap => "gap of ends".to_owned(),
             Event::End(view) => format!("end {}", view.state),
         };
         events.iter().map(|(_, event)| text(event)).collect()
@@ -343,6 +388,42 @@ mod tests {
         // Ends near the last event may come again; jobs that were not seen have no gap.
         let mut resumed = Sequence::of_session(resumed, false);
         assert_eq!(shown(&resumed.events(&seen(80, vec![], vec![], vec![end(3, 9)]))), ["end succeeded"]);
+    }
+
+    #[test]
+    fn a_job_that_came_and_went_while_the_client_was_away_has_a_gap_and_no_other_has_one() {
+        let from = Position { at: 50, place: StepPlace { epoch: 7, ordinal: 1 }, ..Position::START };
+        let came = |ended: Ended, steps: Vec<Step>| {
+            shown(&Sequence::of_session(from, false).events(&seen(90, vec![], steps, vec![ended])))
+        };
+        assert_eq!(came(ran(1, 3, 8, 60), vec![]), ["gap 3", "end succeeded"]);
+        // Its checkpoints are still there.
+        assert_eq!(came(ran(1, 1, 8, 60), vec![step(1, 8, 0)]), ["8.0", "end succeeded"]);
+        // The earlier stream may have shown of it.
+        assert_eq!(came(ran(1, 3, 8, 40), vec![]), ["end succeeded"]);
+        assert_eq!(came(ran(1, 3, 7, 60), vec![]), ["end succeeded"]);
+        assert_eq!(came(end(1, 0), vec![]), ["end succeeded"]);
+    }
+
+    #[test]
+    fn a_stream_that_catches_up_keeps_its_time_until_all_is_read_and_says_that_ends_may_be_missing() {
+        let from = Position { at: 1_000_000, ..Position::START };
+        let mut resumed = Sequence::of_session(from, false);
+        let ended = |number| Ended { finished_ms: 1_000_001, ..end(number, 0) };
+        let part = resumed.events(&seen(0, vec![], vec![], vec![ended(1)]));
+        // The next stream looks for what ended since then, too.
+        assert_eq!((shown(&part), part[0].0.at), (vec!["end succeeded".to_owned()], 1_000_001));
+        let short = Seen { missed: Missed::WhileAway, ..seen(2_000_000, vec![], vec![], vec![ended(2)]) };
+        let rest = resumed.events(&short);
+        assert_eq!(shown(&rest), ["gap of ends", "end succeeded"]);
+        assert_eq!((rest[0].0.at, rest[1].0.at), (2_000_000, 2_000_001));
+        // What is read for a stream that comes later is neither new here nor a gap.
+        let again = Seen { missed: Missed::WhileAway, ..seen(2_000_100, vec![], vec![], vec![ended(3)]) };
+        assert!(resumed.events(&again).is_empty());
+        let now = Seen { missed: Missed::Now, ..seen(2_000_200, vec![], vec![], vec![]) };
+        assert_eq!(shown(&resumed.events(&now)), ["gap of ends"]);
+        let mut joined = Sequence::of_session(from, true);
+        assert!(joined.events(&again).iter().all(|(_, event)| matches!(event, Event::End(_))));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use super::mailbox::{Counted, Mailbox};
 use super::queue_of_topics::{TopicQueue, Turn};
-use super::{Followed, News, Seen, Wish};
+use super::{Ended, Followed, Missed, News, Seen, Wish};
 
 #[cfg(test)]
 mod tests;
@@ -61,8 +61,10 @@ struct Topic {
     /// The jobs that were live, and a hash of their states. What was read is not kept: there are thousands of idle topics.
     live: Vec<JobId>,
     live_hash: u64,
-    /// Jobs of a session that were announced since.
+    /// Jobs of a session that were announced since, and ends that were left by the last reading.
     hinted: Vec<JobId>,
+    /// How many ends were left: `version` counts them already.
+    left: usize,
     /// The session's version. `None` if ends since `since` are to be looked for.
     version: Option<i64>,
     since: i64,
@@ -100,6 +102,8 @@ pub(super) struct Question {
     pub(super) behind: StepPlace,
     /// Live when it was read last, or announced since.
     pub(super) known: Vec<JobId>,
+    /// So many of these are ends that `version` counts already.
+    pub(super) left: usize,
     pub(super) version: Option<i64>,
     pub(super) since: i64,
     /// Whether anyone has it read for the first time.
@@ -117,6 +121,8 @@ pub(super) struct Reading {
     pub(super) left: Vec<JobId>,
     /// Whether checkpoints were left for the next reading.
     pub(super) more_steps: bool,
+    /// Whether the look for ends since `since` was left for the next reading.
+    pub(super) looks_later: bool,
 }
 
 impl Topics {
@@ -321,8 +327,9 @@ impl Topics {
         known.append(&mut topic.hinted);
         known.sort_unstable();
         known.dedup();
+        let left = std::mem::take(&mut topic.left);
         let Topic { behind, version, since, .. } = **topic;
-        Some(Question { followed, behind, known, version, since, is_first, is_announced })
+        Some(Question { followed, behind, known, left, version, since, is_first, is_announced })
     }
 
     /// Makes them due again, because they could not be read. If Postgres answers others, each is read alone from now on;
@@ -335,6 +342,7 @@ impl Topics {
                 place.stage = Stage::New;
             }
             topic.hinted.extend(question.known);
+            topic.left += question.left;
             if !is_away {
                 // It may be due already, among the others.
                 if let Some(turn) = topic.turn.take_if(|_| topic.apart.is_none()) {
@@ -372,7 +380,7 @@ impl Topics {
     /// Hands what was read to those to whom it is new.
     pub(super) fn hand_out(&mut self, question: Question, reading: Reading) {
         let Question { followed, behind, .. } = question;
-        let Reading { mut seen, version, since, left, more_steps } = reading;
+        let Reading { mut seen, version, since, left, more_steps, looks_later } = reading;
         self.given_up.remove(&followed);
         let Some(topic) = self.topics.get_mut(&followed) else { return };
         if topic.apart.is_some() {
@@ -384,11 +392,16 @@ impl Topics {
             }
         }
         // An end comes behind the last checkpoint.
-        let mut is_more = !left.is_empty();
+        let mut is_more = looks_later || !left.is_empty();
+        topic.left += left.len();
         topic.hinted.extend(left);
         if more_steps || seen.steps.len() >= STEPS {
             is_more = true;
-            topic.hinted.extend(seen.ended.drain(..).map(|view| view.job_id));
+            topic.left += seen.ended.len();
+            topic.hinted.extend(seen.ended.drain(..).map(|ended| ended.view.job_id));
+        }
+        if is_more {
+            seen.at = 0;
         }
         let is_whole = topic.places.iter().all(|place| place.stage != Stage::New);
         if topic.behind == behind && is_whole {
@@ -398,7 +411,10 @@ impl Topics {
             (topic.version, topic.since) = (version, since);
         }
         let live_hash = hash(&seen.live);
-        let is_news = !seen.steps.is_empty() || !seen.ended.is_empty() || topic.live_hash != live_hash;
+        let is_news = !seen.steps.is_empty()
+            || !seen.ended.is_empty()
+            || topic.live_hash != live_hash
+            || seen.missed != Missed::Nothing;
         let is_over = matches!(followed, Followed::Job(_)) && !seen.ended.is_empty();
         topic.live = seen.live.iter().map(|job| job.job_id).collect();
         topic.live_hash = live_hash;
@@ -459,7 +475,7 @@ impl Seen {
         let steps = self.steps.iter().map(|step| {
             size_of::<store::Step>() + step.progress.as_ref().map_or(0, |progress| progress.as_str().len())
         });
-        let ended = self.ended.iter().map(|view| view.bytes());
+        let ended = self.ended.iter().map(|ended| size_of::<Ended>() + ended.view.bytes());
         size_of::<Seen>() + size_of::<LiveJob>() * self.live.len() + steps.chain(ended).sum::<usize>()
     }
 }

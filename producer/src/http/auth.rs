@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::FromRequestParts;
-use axum::http::header::{AUTHORIZATION, HOST};
+use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method};
@@ -16,6 +16,7 @@ use store::Scopes;
 use tracing::warn;
 
 use super::answers::Asker;
+use super::cors::Origins;
 use super::ledger::Timeout;
 use super::problem::{Kind, Problem};
 use super::{Door, metrics};
@@ -86,7 +87,7 @@ impl Principal {
     pub async fn of_request(parts: &Parts, door: &Door) -> Result<Principal, Problem> {
         let principal = match parts.headers.get(AUTHORIZATION) {
             Some(given) => of_key(door, door.proxies.of(parts), given).await?,
-            None => door.auth.without_key(&parts.headers)?,
+            None => door.auth.without_key(parts)?,
         };
         if let Some(asker) = parts.extensions.get::<Asker>() {
             asker.is(principal.tenant());
@@ -137,11 +138,16 @@ impl Auth {
     }
 
     /// The caller of a request without a key.
-    fn without_key(self, headers: &HeaderMap) -> Result<Principal, Problem> {
+    fn without_key(self, parts: &Parts) -> Result<Principal, Problem> {
         match self {
-            Auth::Open if !is_of_this_machine(headers) => {
+            Auth::Open if !is_of_this_machine(&parts.headers) => {
                 let detail = "without keys only this machine may ask, by localhost or a loopback address";
                 Err(Problem::new(Kind::Forbidden, detail).at("host"))
+            }
+            Auth::Open if !parts.method.is_safe() && is_of_another_page(parts) => {
+                let detail =
+                    "without keys no page of another site may change anything; list it in CORS_ORIGINS";
+                Err(Problem::new(Kind::Forbidden, detail).at("origin"))
             }
             Auth::Open => Ok(Principal {
                 caller: store::Principal {
@@ -192,7 +198,7 @@ async fn sign_in(
     timeout.ask(looking).await?.map_err(|why| {
         if !matches!(why, Refused::Unavailable(_)) {
             metrics::failed_sign_in("answered");
-            if let Some(address) = address.filter(|address| door.sign_ins.failed(*address)) {
+            if let Some(address) = address.filter(|address| door.sign_ins.failed(*address, shown)) {
                 warn!(%address, "an address has shown many keys that are not valid, and is refused for a minute");
             }
         }
@@ -220,6 +226,29 @@ fn is_of_this_machine(headers: &HeaderMap) -> bool {
     name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
+/// Whether a browser asks on behalf of a page that is neither ours nor listed. The page would not be shown the answer, but
+/// could act by it. What is no browser sends neither of these headers.
+fn is_of_another_page(parts: &Parts) -> bool {
+    let origin = parts.headers.get(ORIGIN);
+    if let (Some(origin), Some(listed)) = (origin, parts.extensions.get::<Origins>())
+        && listed.has(origin)
+    {
+        return false;
+    }
+    let site = parts.headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    matches!(site, Some(b"cross-site" | b"same-site")) || origin.is_some_and(|origin| !is_ours(origin, parts))
+}
+
+/// Whether this is the origin of the pages that are served here, by the name by which the request asks.
+fn is_ours(origin: &HeaderValue, parts: &Parts) -> bool {
+    let host = match parts.headers.get(HOST) {
+        Some(host) => host.to_str().ok(),
+        None => parts.uri.authority().map(Authority::as_str),
+    };
+    let of = origin.to_str().ok().and_then(|origin| Some(origin.split_once("://")?.1));
+    of.zip(host).is_some_and(|(of, host)| of.eq_ignore_ascii_case(host))
+}
+
 impl FromRequestParts<Arc<Door>> for Principal {
     type Rejection = Problem;
 
@@ -232,11 +261,17 @@ impl FromRequestParts<Arc<Door>> for Principal {
 mod tests {
     use super::*;
 
+    fn asking(method: &str, headers: &[(&str, &str)]) -> Parts {
+        let request = axum::http::Request::builder().method(method).uri("/v1/jobs");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        request.body(()).expect("a request").into_parts().0
+    }
+
     #[test]
     fn without_keys_another_name_than_this_machine_s_is_refused() {
         let asked = |host: &'static str| {
-            let headers = HeaderMap::from_iter([(HOST, axum::http::HeaderValue::from_static(host))]);
-            Auth::Open.without_key(&headers).map_err(|problem| problem.status()).err()
+            let parts = asking("POST", &[("host", host)]);
+            Auth::Open.without_key(&parts).map_err(|problem| problem.status()).err()
         };
         for host in ["localhost", "localhost:8080", "127.0.0.1:8080", "[::1]:8080"] {
             assert_eq!(asked(host), None, "{host}");
@@ -253,7 +288,39 @@ mod tests {
         assert_eq!(Auth::of("development", "::1".parse().unwrap()), Auth::Open);
         for (environment, address) in [("development", everywhere), ("production", here)] {
             let auth = Auth::of(environment, address);
-            assert_eq!(auth.without_key(&HeaderMap::new()).unwrap_err().status(), 401);
+            assert_eq!(auth.without_key(&asking("GET", &[])).unwrap_err().status(), 401);
+        }
+    }
+
+    #[test]
+    fn without_keys_a_page_of_another_site_may_read_but_change_nothing() {
+        let status = |method: &str, headers: &[(&str, &str)]| {
+            let mut parts = asking(method, headers);
+            parts.extensions.insert("https://app.example.com".parse::<Origins>().unwrap());
+            Auth::Open.without_key(&parts).map_err(|problem| problem.status()).err()
+        };
+        let host = ("host", "localhost:8080");
+        let (site, origin) = (|site| ("sec-fetch-site", site), |origin| ("origin", origin));
+        for headers in [
+            vec![host],
+            vec![host, site("none")],
+            vec![host, site("same-origin"), origin("http://localhost:8080")],
+            vec![host, origin("http://LOCALHOST:8080")],
+            vec![host, site("cross-site"), origin("https://app.example.com")],
+        ] {
+            assert_eq!(status("POST", &headers), None, "{headers:?}");
+        }
+        for headers in [
+            vec![host, site("cross-site")],
+            vec![host, site("same-site"), origin("http://localhost:3000")],
+            vec![host, origin("http://localhost:3000")],
+            vec![host, origin("https://evil.example")],
+            vec![host, origin("null")],
+            vec![origin("https://evil.example")],
+        ] {
+            assert_eq!(status("POST", &headers), Some(403), "{headers:?}");
+            assert_eq!(status("DELETE", &headers), Some(403), "{headers:?}");
+            assert_eq!(status("GET", &headers), None, "{headers:?}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `/v1/jobs/batch`: many jobs in one request. Each is accepted or refused for itself.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -290,6 +290,7 @@ impl Reading<'_> {
             Err(_) => jobs.iter().map(|_| None).collect(),
         };
         let (mut taken, mut new, mut ways) = (Vec::new(), Vec::new(), Vec::new());
+        let idempotent = idempotent(&jobs);
         for (job, earlier) in jobs.into_iter().zip(earlier) {
             let job_id = job.spec.job_id;
             ways.push((job_id, earlier.is_some(), new.len() < admitted.count));
@@ -300,7 +301,7 @@ impl Reading<'_> {
             }
         }
         let is_refused = ways.iter().any(|(_, is_known, has_room)| !is_known && !has_room);
-        let mut known = self.answered(taken, timeout).await.into_iter();
+        let mut known = self.answered(taken, &idempotent, timeout).await.into_iter();
         let mut new = self.submit(new, timeout).await.into_iter();
         let answer = |(job_id, is_known, has_room): (JobId, bool, bool)| {
             let answer = match (is_known, has_room) {
@@ -328,6 +329,7 @@ impl Reading<'_> {
             return Vec::new();
         }
         let ids: Vec<JobId> = jobs.iter().map(|job| job.spec.job_id).collect();
+        let idempotent = idempotent(&jobs);
         let submitting =
             async { Ok::<_, Problem>(submit_in_order(&self.door.dispatch, jobs, &self.limits).await) };
         let (taken, submitted) = match timeout.ask(submitting).await {
@@ -339,13 +341,14 @@ impl Reading<'_> {
         };
         self.door.backlog.taken_in(self.principal.tenant(), submitted.new.len());
         self.door.publishing.hand_over(submitted);
-        self.answered(taken, timeout).await
+        self.answered(taken, &idempotent, timeout).await
     }
 
-    /// An answer for each job, of which the ledger has said this.
+    /// An answer for each job, of which the ledger has said this. Some of them have a key of their request.
     async fn answered(
         &self,
         taken: Vec<(JobSpec, Result<Taken, StoreError>)>,
+        idempotent: &HashSet<JobId>,
         timeout: Timeout,
     ) -> Vec<Answer> {
         let before: Vec<&JobSpec> = taken
@@ -377,7 +380,8 @@ impl Reading<'_> {
                 Ok(Taken::Known) => {
                     // One for each, in their order.
                     let job = known.next().unwrap_or_else(|| Err(Problem::no_job()));
-                    job.map(|job| self.found(job, FoundBy::JobId))
+                    let is_idempotent = idempotent.contains(&spec.job_id);
+                    job.map(|job| self.found(job, FoundBy::of_known(is_idempotent)))
                 }
                 Ok(Taken::Found { by, job_id, same }) => {
                     let job = keys::refuse_another(by, job_id, same).and_then(|()| match &found {
@@ -418,6 +422,11 @@ impl Reading<'_> {
             problem: None,
         }
     }
+}
+
+/// The jobs that have a key of their request.
+fn idempotent(jobs: &[Candidate]) -> HashSet<JobId> {
+    jobs.iter().filter(|job| job.is_idempotent()).map(|job| job.spec.job_id).collect()
 }
 
 /// Why a batch is not read on.

@@ -62,6 +62,11 @@ impl Origins {
             .max_age(KEPT_FOR)
     }
 
+    /// Whether it is one of them.
+    pub fn has(&self, origin: &HeaderValue) -> bool {
+        self.0.contains(origin)
+    }
+
     /// Whether there is any.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -123,14 +123,18 @@ pub struct NoteEvent {
     data: Json,
 }
 
-/// The data of the event `gap`: iterations of a job that cannot be shown any more.
+/// The data of the event `gap`: what cannot be shown, iterations of a job or ends of a session.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct GapEvent {
-    /// The job.
-    #[schema(value_type = Uuid)]
-    job_id: JobId,
+    /// The job whose iterations are gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Uuid>)]
+    job_id: Option<JobId>,
     /// How many.
     iterations: i64,
+    /// True where ends of the session's jobs may be missing: it has more ended jobs than are looked at.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ends: bool,
 }
 
 /// What callers that cannot send headers give in the address.
@@ -193,7 +197,8 @@ async fn follow_job(
 /// Follow a session
 ///
 /// The events of all its jobs, as those of one job. It begins now, or behind the event that `Last-Event-ID` names, and
-/// goes on until the caller or the API ends it. An end near the place where a stream goes on may come twice.
+/// goes on until the caller or the API ends it. An end near the place where a stream goes on may come twice. Of a session
+/// with more than 10,000 ended jobs, a stream that goes on says by a `gap` with `ends` that ends may be missing.
 #[utoipa::path(
     get,
     path = "/v1/sessions/{id}/events",
@@ -373,7 +378,10 @@ fn written(event: Event, position: Position, content: bool) -> Bytes {
                 IterationEvent { job_id, iterations, cost_usd, input_tokens, output_tokens, progress };
             lines("iteration", at, &iteration)
         }
-        Event::Gap(job_id, iterations) => lines("gap", at, &GapEvent { job_id, iterations }),
+        Event::Gap(job_id, iterations) => {
+            lines("gap", at, &GapEvent { job_id: Some(job_id), iterations, ends: false })
+        }
+        Event::EndsGap => lines("gap", at, &GapEvent { job_id: None, iterations: 0, ends: true }),
         Event::End(view) => lines("end", at, &Job::shown((*view).clone(), content)),
     }
 }

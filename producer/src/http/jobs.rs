@@ -296,9 +296,7 @@ async fn accept(
         Submission::Refused(why) => return Err(Problem::invalid("body", why)),
         Submission::Known => {
             let job = known(door, principal, &spec, timeout).await?;
-            // Its key, if it has one, is this job's or was given to it too late to be taken.
-            let by = if is_idempotent { FoundBy::Key(KeyKind::Idempotency) } else { FoundBy::JobId };
-            (job, Some(by))
+            (job, Some(FoundBy::of_known(is_idempotent)))
         }
         Submission::Found(by, job_id, same) => {
             let job = keys::found(door, principal, by, job_id, same, timeout).await?;

@@ -28,6 +28,12 @@ pub enum FoundBy {
 }
 
 impl FoundBy {
+    /// What has found a job of the same id. A key of the request, if it has one, is that job's or was given to it too late
+    /// to be taken.
+    pub fn of_known(is_idempotent: bool) -> FoundBy {
+        if is_idempotent { FoundBy::Key(KeyKind::Idempotency) } else { FoundBy::JobId }
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             FoundBy::JobId => "job_id",

@@ -78,6 +78,7 @@ pub enum Kind {
     TooManyBodies,
     TooManyAnswers,
     TooManyTickets,
+    TooManyTries,
 }
 
 impl Kind {
@@ -132,6 +133,9 @@ impl Kind {
             ),
             Kind::TooManyTickets => {
                 (StatusCode::TOO_MANY_REQUESTS, "too_many_tickets", "Too many tickets of the key are valid")
+            }
+            Kind::TooManyTries => {
+                (StatusCode::TOO_MANY_REQUESTS, "too_many_tries", "Too many webhooks of the tenant are tried")
             }
             Kind::Backlog => (StatusCode::SERVICE_UNAVAILABLE, "backlog", "Too many jobs have not ended"),
         }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::http::Uri;
 use axum::middleware::{from_fn, from_fn_with_state};
+use axum::{Extension, Router};
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
@@ -118,6 +118,7 @@ pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
         .layer(from_fn_with_state(door.clone(), answers::count))
         .layer(from_fn_with_state(door.clone(), body::arrive))
         .layer(from_fn(metrics::measure))
+        .layer(Extension(origins.clone()))
         .with_state(door);
     if origins.is_empty() { routes } else { routes.layer(origins.layer()) }
 }

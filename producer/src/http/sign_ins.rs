@@ -3,6 +3,8 @@
 //!
 //! Many callers may share an address (NAT, a proxy that is not listed), and one of them may have a wrong key in a loop.
 //! So a key that was accepted here within the last hour is looked up all the same, and so is a ticket that was made here.
+//! Of the other keys, those whose checksum is right are looked up at a bounded rate, unless they were refused a moment ago:
+//! the same wrong key again keeps no neighbour out, and neither does what is no key.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -12,10 +14,12 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use crate::access::VALID_FOR;
+use crate::access::{ApiKey, VALID_FOR};
 
 /// The time in which failures are counted.
 const WINDOW: Duration = Duration::from_secs(60);
+/// Keys of a refused address that are looked up all the same in this time.
+const LOOKED_UP: u32 = 60;
 /// How long an accepted key passes from any address.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60 * 60);
 /// How long a ticket does that was made here.
@@ -35,6 +39,8 @@ struct Seen {
     failures: HashMap<IpAddr, Failures>,
     /// SHA-256 of keys, and when they were accepted last.
     accepted: HashMap<[u8; 32], Instant>,
+    /// SHA-256 of keys, and when they were refused last.
+    refused: HashMap<[u8; 32], Instant>,
     /// SHA-256 of tickets, and when they were made.
     made: HashMap<[u8; 32], Instant>,
 }
@@ -43,6 +49,8 @@ struct Seen {
 struct Failures {
     since: Instant,
     count: u32,
+    /// Keys that were looked up although the address is refused.
+    looked_up: u32,
 }
 
 impl SignIns {
@@ -64,20 +72,30 @@ impl SignIns {
         if is_known(&seen.accepted, REMEMBERED_FOR) || is_known(&seen.made, MADE_FOR) {
             return None;
         }
+        let may_be_right = failures.looked_up < LOOKED_UP
+            && !is_known(&seen.refused, WINDOW)
+            && ApiKey::parse(shown).is_ok();
         // What is refused keeps no address refused for longer.
-        seen.failures.entry(network(address)).and_modify(|failures| failures.count = most);
-        Some(left)
+        seen.failures.entry(network(address)).and_modify(|failures| {
+            failures.count = most;
+            failures.looked_up += u32::from(may_be_right);
+        });
+        (!may_be_right).then_some(left)
     }
 
-    /// Notes that a key was not accepted. Returns whether the address is refused from now on.
-    pub fn failed(&self, address: IpAddr) -> bool {
+    /// Notes that a key or ticket was not accepted. Returns whether the address is refused from now on.
+    pub fn failed(&self, address: IpAddr, shown: &str) -> bool {
         let Some(most) = self.most else { return false };
         let mut seen = self.lock();
+        // What is no key is never looked up.
+        if ApiKey::parse(shown).is_ok() {
+            remember(&mut seen.refused, shown, WINDOW);
+        }
         let address = network(address);
         if seen.failures.len() >= CAPACITY && !seen.failures.contains_key(&address) {
             make_room(&mut seen.failures, most);
         }
-        let fresh = Failures { since: Instant::now(), count: 0 };
+        let fresh = Failures { since: Instant::now(), count: 0, looked_up: 0 };
         let failures = seen.failures.entry(address).or_insert(fresh);
         if failures.since.elapsed() >= WINDOW {
             *failures = fresh;
@@ -144,6 +162,8 @@ fn digest(shown: &str) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -154,10 +174,10 @@ mod tests {
     async fn an_address_with_too_many_failures_is_refused_for_the_rest_of_the_minute() {
         let sign_ins = SignIns::new(Some(3));
         let (bad, neighbour) = (ip("2001:db8:0:7::1"), ip("2001:db8:0:8::1"));
-        assert_eq!([sign_ins.failed(bad), sign_ins.failed(bad)], [false, false]);
+        assert_eq!([sign_ins.failed(bad, "k"), sign_ins.failed(bad, "k")], [false, false]);
         assert_eq!(sign_ins.refused(bad, "k"), None);
         tokio::time::sleep(Duration::from_secs(20)).await;
-        assert!(sign_ins.failed(ip("2001:db8:0:7:ffff::2")), "the same network");
+        assert!(sign_ins.failed(ip("2001:db8:0:7:ffff::2"), "k"), "the same network");
         assert_eq!(sign_ins.refused(bad, "k"), Some(Duration::from_secs(40)));
         assert_eq!(sign_ins.refused(neighbour, "k"), None);
         sign_ins.succeeded("known");
@@ -165,23 +185,43 @@ mod tests {
         assert_eq!((sign_ins.refused(bad, "known"), sign_ins.refused(bad, "ticket")), (None, None));
         tokio::time::sleep(Duration::from_secs(40)).await;
         assert_eq!(sign_ins.refused(bad, "k"), None);
-        assert!(!sign_ins.failed(bad), "counted anew");
+        assert!(!sign_ins.failed(bad, "k"), "counted anew");
         // One in IPv4 is the same, however it is written.
         for _ in 0..3 {
-            sign_ins.failed(ip("192.0.2.7"));
+            sign_ins.failed(ip("192.0.2.7"), "k");
         }
         assert!(sign_ins.refused(ip("::ffff:192.0.2.7"), "k").is_some());
         assert_eq!(sign_ins.refused(ip("192.0.2.8"), "k"), None);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_whole_key_that_was_not_refused_yet_is_looked_up_from_a_refused_address_at_a_bounded_rate() {
+        let key = || ApiKey::make().expect("random bytes").0.expose_secret().to_owned();
+        let (sign_ins, shared, wrong) = (SignIns::new(Some(3)), ip("192.0.2.7"), key());
+        for _ in 0..3 {
+            sign_ins.failed(shared, &wrong);
+        }
+        // The wrong key in a loop takes nothing from the others.
+        for _ in 0..1_000 {
+            assert!(sign_ins.refused(shared, &wrong).is_some());
+            assert!(sign_ins.refused(shared, "no key").is_some());
+        }
+        for _ in 0..LOOKED_UP {
+            assert_eq!(sign_ins.refused(shared, &key()), None);
+        }
+        assert!(sign_ins.refused(shared, &key()).is_some());
+        tokio::time::sleep(WINDOW).await;
+        assert_eq!(sign_ins.refused(shared, &wrong), None);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn any_number_of_addresses_and_keys_takes_bounded_memory() {
         let sign_ins = SignIns::new(Some(2));
         let bad = ip("192.0.2.7");
-        sign_ins.failed(bad);
-        sign_ins.failed(bad);
+        sign_ins.failed(bad, "k");
+        sign_ins.failed(bad, "k");
         for n in 0..3 * CAPACITY as u32 {
-            sign_ins.failed(std::net::Ipv4Addr::from_bits(n).into());
+            sign_ins.failed(std::net::Ipv4Addr::from_bits(n).into(), "k");
             sign_ins.succeeded(&n.to_string());
             let seen = sign_ins.lock();
             assert!(seen.failures.len() <= CAPACITY && seen.accepted.len() <= CAPACITY);

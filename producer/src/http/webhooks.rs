@@ -3,6 +3,7 @@
 mod view;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{RawQuery, Request};
@@ -23,7 +24,7 @@ use super::problem::{Kind, Problem};
 use super::query::Query;
 use super::shares::{Share, Shares};
 use super::{Door, Shared};
-use crate::webhooks::{self, MOST, Made, Wanted, create, new_secret, probe};
+use crate::webhooks::{self, MOST, Made, Probe, Wanted, create, new_secret};
 
 /// The largest body.
 const BODY: usize = 16 << 10;
@@ -34,6 +35,8 @@ const MOST_OVERLAP_S: u64 = 30 * 86_400;
 /// How many webhooks are tried at a time, in all and of one tenant: a receiver may take its time.
 const TRIED: usize = 8;
 const TRIED_OF_ONE: usize = 2;
+/// When a caller is asked to come back that has met a bound of these.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// The webhooks that are being tried.
 pub struct Trying(Shares<Tenant>);
@@ -50,7 +53,7 @@ impl Trying {
         self.0.take(Some(tenant), 1).map_err(|full| {
             let one = |most| format!("{most} webhooks of the tenant are tried at this moment; try again");
             let all = |most| format!("{most} webhooks are tried at this moment; try again");
-            full.problem("tries", Kind::Conflict, (one, all))
+            full.problem("tries", Kind::TooManyTries, (one, all)).retry_after(AGAIN)
         })
     }
 }
@@ -232,7 +235,7 @@ async fn rotate(
     }
     let secret = new_secret().map_err(|error| Problem::from(anyhow::Error::new(error)))?;
     let (store, actor) = (&door.dispatch.store, principal.actor());
-    let overlap = std::time::Duration::from_secs(overlap_s);
+    let overlap = Duration::from_secs(overlap_s);
     let rotating = store.rotate_webhook(&actor, principal.tenant(), &id, &secret, overlap);
     if !principal.timeout().ask(rotating).await? {
         return Err(Problem::no_webhook());
@@ -251,15 +254,16 @@ async fn rotate(
     responses(
         (status = 200, description = "What the message was answered with", body = Tried),
         (status = 404, description = "There is no such webhook", body = Problem),
-        (status = 409, description = "Two of the tenant are tried at this moment", body = Problem),
+        (status = 429, description = "Two of the tenant are tried at this moment. Try again after `Retry-After` seconds", body = Problem),
     )
 )]
 async fn try_out(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Tried>, Problem> {
     principal.needs(Scope::Operate)?;
     let webhook = seen(&door, &principal, &id).await?;
     let _place = door.trying.begin(principal.tenant())?;
-    let answer =
-        probe(&door.dispatch.store, &door.outbound, &webhook).await?.ok_or_else(Problem::no_webhook)?;
+    // The receiver has a time of its own.
+    let probe = principal.timeout().ask(Probe::of(&door.dispatch.store, &webhook)).await?;
+    let answer = probe.ok_or_else(Problem::no_webhook)?.send(&door.outbound).await;
     Ok(Json(Tried { delivered: answer.problem.is_none(), status: answer.status, problem: answer.problem }))
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use job::{JobState, Tenant};
-use store::{ChangedWebhook, NewWebhook, OlderWorker, Store, WebhookView};
+use store::{ChangedWebhook, NewWebhook, OlderWorker, Store, WebhookKeys, WebhookView};
 use uuid::Uuid;
 
 use super::address::Allowed;
@@ -93,18 +93,41 @@ pub async fn enable(
     Ok(Ok(store.enable_webhook(actor, tenant, id).await.context("enabling the webhook")?))
 }
 
+/// A message that only tries a webhook.
+pub struct Probe {
+    url: String,
+    id: String,
+    keys: WebhookKeys,
+    body: Vec<u8>,
+}
+
+impl Probe {
+    /// Reads what it needs; `None` if the webhook has been removed.
+    pub async fn of(store: &Store, webhook: &WebhookView) -> anyhow::Result<Option<Probe>> {
+        let Ok(tenant) = webhook.tenant.clone().try_into() else { return Ok(None) };
+        let clock = store.clock().await.context("reading Postgres's clock")?;
+        let keys = store.webhook_keys(&tenant, &webhook.id).await.context("reading the webhook")?;
+        let now = humantime::format_rfc3339_millis(clock.now()).to_string();
+        Ok(keys.map(|keys| Probe {
+            url: webhook.url.clone(),
+            id: format!("{}_test_{}", webhook.id, Uuid::now_v7()),
+            keys,
+            body: test_body(&webhook.id, &now),
+        }))
+    }
+
+    /// Sends it, now and once.
+    pub async fn send(self, outbound: &Outbound) -> Answer {
+        outbound.post(&self.url, &self.id, &self.keys, self.body).await
+    }
+}
+
 /// Sends a message that only tries a webhook, now and once; `None` if it has been removed.
 pub async fn probe(
     store: &Store,
     outbound: &Outbound,
     webhook: &WebhookView,
 ) -> anyhow::Result<Option<Answer>> {
-    let Ok(tenant) = webhook.tenant.clone().try_into() else { return Ok(None) };
-    let clock = store.clock().await.context("reading Postgres's clock")?;
-    let Some(keys) = store.webhook_keys(&tenant, &webhook.id).await.context("reading the webhook")? else {
-        return Ok(None);
-    };
-    let now = humantime::format_rfc3339_millis(clock.now()).to_string();
-    let id = format!("{}_test_{}", webhook.id, Uuid::now_v7());
-    Ok(Some(outbound.post(&webhook.url, &id, &keys, test_body(&webhook.id, &now)).await))
+    let Some(probe) = Probe::of(store, webhook).await? else { return Ok(None) };
+    Ok(Some(probe.send(outbound).await))
 }

@@ -132,9 +132,10 @@ pub async fn cancel(
 ) -> anyhow::Result<ExitCode> {
     if session.is_some() {
         // Newest first, so that no blocked job starts when the one before it ends.
-        let filter = JobFilter { session, ..JobFilter::default() };
+        let states = JobState::ALL.into_iter().filter(|state| !state.is_end()).collect();
+        let filter = JobFilter { session, states, ..JobFilter::default() };
         let listed: Vec<JobEntry> = client.jobs(&filter, 500).try_collect().await?;
-        jobs.extend(listed.into_iter().filter(|entry| !entry.state.is_end()).map(|entry| entry.job_id));
+        jobs.extend(listed.into_iter().map(|entry| entry.job_id));
     }
     let mut code = ExitCode::SUCCESS;
     for job_id in jobs {

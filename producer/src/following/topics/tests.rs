@@ -22,7 +22,14 @@ fn numbers(questions: &[Question]) -> Vec<Followed> {
 }
 
 fn nothing() -> Reading {
-    Reading { seen: Seen::default(), version: None, since: 0, left: Vec::new(), more_steps: false }
+    Reading {
+        seen: Seen::default(),
+        version: None,
+        since: 0,
+        left: Vec::new(),
+        more_steps: false,
+        looks_later: false,
+    }
 }
 
 #[test]
@@ -118,4 +125,25 @@ async fn who_follows_hears_that_nothing_waits_and_that_the_process_stops() {
         assert!(matches!(news.next().await, Some(News::Stopping)) && news.next().await.is_none());
     }
     assert!(topics.topics.is_empty() && !topics.is_due());
+}
+
+#[tokio::test]
+async fn a_part_of_what_there_is_has_no_time_and_what_is_left_counts_once() {
+    let mut topics = Topics::default();
+    let news = follow(&mut topics, 1);
+    let question = topics.questions().remove(0);
+    let seen = Seen { at: 50, ..Seen::default() };
+    topics.hand_out(question, Reading { seen, left: vec![id(2)], ..nothing() });
+    let Some(News::Seen(part)) = news.next().await else { panic!("nothing was read") };
+    assert!(topics.taken(&Followed::Job(id(1))));
+    let question = topics.questions().remove(0);
+    assert_eq!((part.at, &question.known, question.left), (0, &vec![id(2)], 1));
+    // What could not be read counts as before.
+    topics.unread(vec![question], true);
+    let question = topics.questions().remove(0);
+    assert_eq!(question.left, 1);
+    let seen = Seen { at: 60, ..Seen::default() };
+    topics.hand_out(question, Reading { seen, ..nothing() });
+    topics.sweep();
+    assert_eq!(topics.questions().remove(0).left, 0);
 }

@@ -95,6 +95,12 @@ pub struct EndedJob {
     pub job_id: JobId,
     /// The key of its session.
     pub session: SessionKey,
+    /// Its last run; 0 if it has never run.
+    pub epoch: i64,
+    /// When its first run began, in milliseconds of the Unix epoch.
+    pub started_ms: Option<i64>,
+    /// When it ended, in milliseconds of the Unix epoch.
+    pub finished_ms: i64,
     /// Bytes, about: what is stored, or eight times as much where that is compressed.
     pub bytes: i64,
     /// The job as it is read; `None` if it did not fit.
@@ -139,19 +145,22 @@ const LIVE_OF: &str = concat!(
 /// A session's results are compared and ordered as pairs, so that only the index on (session_id, job_id) serves. A plan of
 /// an empty partition could otherwise go by the primary key, and would walk over the results of all sessions.
 const ENDED_SINCE: &str = "
-    SELECT r.job_id FROM unnest($1::text[], $2::float8[]) AS t(session_id, since_ms)
+    SELECT t.ordinality, count(*),
+           coalesce(array_agg(r.job_id) FILTER (WHERE r.finished_at >= to_timestamp(t.since_ms / 1000)), '{}')
+      FROM unnest($1::text[], $2::float8[]) WITH ORDINALITY AS t(session_id, since_ms, ordinality)
      CROSS JOIN LATERAL (SELECT job_id, finished_at FROM harness_results r
                           WHERE (r.session_id, r.job_id) <= (t.session_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
                             AND r.session_id >= t.session_id
-                          ORDER BY r.session_id DESC, r.job_id DESC LIMIT 100) r
-     WHERE r.finished_at >= to_timestamp(t.since_ms / 1000)";
+                          ORDER BY r.session_id DESC, r.job_id DESC LIMIT $3) r
+     GROUP BY t.ordinality";
 
 /// An end's size is what is stored, or eight times as much where that is compressed. No output is read that does not fit:
 /// what is large is stored elsewhere, and its size with the row. The first one always fits.
 const ENDED_WITHIN: &str = concat!(
     "SELECT ",
     ended_columns!("r.fits"),
-    ", r.fits, r.bytes
+    ", r.fits, r.bytes, r.epoch, (extract(epoch FROM r.started_at) * 1000)::bigint,
+       (extract(epoch FROM r.finished_at) * 1000)::bigint
   FROM (
        SELECT r.*, sum(r.bytes) OVER w <= $2::bigint AND row_number() OVER w <= $3::bigint
                 OR row_number() OVER w = 1 AS fits
@@ -237,13 +246,26 @@ impl Store {
         })
     }
 
-    /// Returns jobs of these sessions that have ended since a time (in milliseconds of the Unix epoch): of the newest
-    /// hundred jobs of each session.
-    pub async fn ended_since(&self, sessions: &[(SessionKey, i64)]) -> Result<Vec<JobId>, StoreError> {
+    /// Returns for each of these sessions, in the same order, its jobs that have ended since a time (in milliseconds of the
+    /// Unix epoch), and whether it may have more of them: so many of its results are looked at, by job id, the newest first.
+    /// An old id may have ended last.
+    pub async fn ended_since(
+        &self,
+        sessions: &[(SessionKey, i64)],
+        most: i64,
+    ) -> Result<Vec<(Vec<JobId>, bool)>, StoreError> {
         let keys: Vec<&str> = sessions.iter().map(|(key, _)| key.as_str()).collect();
         let since: Vec<f64> = sessions.iter().map(|(_, since)| *since as f64).collect();
-        let rows = query(&self.pool, "ended_since", ENDED_SINCE, &[&keys, &since]).await?;
-        Ok(rows.iter().map(|row| read_job_id(row, 0)).collect())
+        let rows = query(&self.pool, "ended_since", ENDED_SINCE, &[&keys, &since, &most]).await?;
+        let mut found = vec![(Vec::new(), false); sessions.len()];
+        for row in &rows {
+            // The ordinality counts from 1.
+            let at = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or_default();
+            let Some(found) = found.get_mut(at) else { continue };
+            let ended = row.get::<_, Vec<Uuid>>(2).into_iter().map(JobId::of_ledger).collect();
+            *found = (ended, row.get::<_, i64>(1) >= most);
+        }
+        Ok(found)
     }
 
     /// Returns those of these jobs that have ended, in the order asked for, and reads as many as fit into so many bytes; the
@@ -336,6 +358,9 @@ fn read_ended(row: &Row) -> EndedJob {
         session: SessionKey::of_ledger(row.get::<_, &str>(1)),
         view: row.get::<_, bool>(19).then(|| read_view(row)),
         bytes: row.get(20),
+        epoch: row.get(21),
+        started_ms: row.get(22),
+        finished_ms: row.get(23),
     }
 }
 

@@ -36,6 +36,16 @@ pub struct JobFilter {
 }
 
 impl JobFilter {
+    /// Whether jobs that have not ended may pass.
+    fn has_live(&self) -> bool {
+        !self.dead && (self.states.is_empty() || self.states.iter().any(|state| !state.is_end()))
+    }
+
+    /// Whether ended jobs may pass.
+    fn has_ended(&self) -> bool {
+        self.dead || self.states.is_empty() || self.states.iter().any(|state| state.is_end())
+    }
+
     pub(super) fn agent_text(&self) -> Option<&str> {
         self.agent.as_ref().map(Name::as_str)
     }
@@ -218,16 +228,20 @@ impl Store {
         Ok(Page { found, next })
     }
 
-    /// Returns the row behind which a look ends, if there may be more behind it.
+    /// Returns the id behind which a look ends, if there may be more behind it.
     async fn lowest(&self, filter: &JobFilter, before: Uuid) -> Result<Option<Uuid>, StoreError> {
         let (skipped, tenant) = (LOOKED_AT - 1, filter.tenant.as_str());
-        let last_live = if filter.tenant.is_default() { LAST_LIVE } else { LAST_LIVE_OF_ANOTHER };
-        let mut lowest = None;
-        for (name, last) in [("last_live", last_live), ("last_ended", LAST_ENDED)] {
+        let last_of = async |name, last| -> Result<Option<Uuid>, StoreError> {
             let rows = query(&self.pool, name, last, &[&before, &skipped, &tenant]).await?;
-            lowest = lowest.max(rows.first().map(|row| row.get::<_, Uuid>(0)));
-        }
-        Ok(lowest)
+            Ok(rows.first().map(|row| row.get(0)))
+        };
+        let live = match (filter.has_live(), filter.tenant.is_default()) {
+            (false, _) => None,
+            (true, true) => last_of("last_live", LAST_LIVE).await?.map(first_of_its_time),
+            (true, false) => last_of("last_live", LAST_LIVE_OF_ANOTHER).await?,
+        };
+        let ended = if filter.has_ended() { last_of("last_ended", LAST_ENDED).await? } else { None };
+        Ok(live.max(ended))
     }
 
     /// Returns the jobs between two ids that pass: live ones first, then ended ones, each newest first.
@@ -243,16 +257,25 @@ impl Store {
         let session = filter.session_key();
         let session = session.as_ref().map(SessionKey::as_str);
         let mut found = Vec::new();
-        if !filter.dead {
+        if filter.has_live() {
             let params: [&(dyn tokio_postgres::types::ToSql + Sync); 9] =
                 [&before, &from, &states, &agent, &session, &pool, &most, &tenant, &LISTED];
             found.extend(query(&self.pool, "list_live", live, &params).await?.iter().map(read_line));
         }
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 10] =
-            [&before, &from, &states, &agent, &session, &pool, &most, &tenant, &LISTED, &filter.dead];
-        found.extend(query(&self.pool, "list_ended", ENDED, &params).await?.iter().map(read_line));
+        if filter.has_ended() {
+            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 10] =
+                [&before, &from, &states, &agent, &session, &pool, &most, &tenant, &LISTED, &filter.dead];
+            found.extend(query(&self.pool, "list_ended", ENDED, &params).await?.iter().map(read_line));
+        }
         Ok(found)
     }
+}
+
+/// The first UUIDv7 that can have this one's time. The last row that a look of the tenant `default` reads may be another
+/// tenant's, whose id is not shown; the rows of the same millisecond are read as well.
+fn first_of_its_time(id: Uuid) -> Uuid {
+    const VERSION: u128 = 7 << 76;
+    Uuid::from_u128(id.as_u128() >> 80 << 80 | VERSION)
 }
 
 pub(super) fn read_line(row: &Row) -> JobLine {
@@ -266,5 +289,33 @@ pub(super) fn read_line(row: &Row) -> JobLine {
         accepted_at: row.get(6),
         finished_at: row.get(7),
         code: row.get(8),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_made_of_a_time_is_a_job_id_before_all_others_of_that_time_and_none_of_them() {
+        let id: JobId = "0198c0de-7a00-7abc-9def-0123456789ab".parse().unwrap();
+        let first = first_of_its_time(id.into());
+        assert_eq!(first.to_string(), "0198c0de-7a00-7000-0000-000000000000");
+        // An id has its variant where this has zeros.
+        assert!(JobId::try_from(first).is_ok_and(|first| first < id && first.unix_ms() == id.unix_ms()));
+        assert_eq!(first_of_its_time(first), first);
+    }
+
+    #[test]
+    fn states_choose_the_tables() {
+        let of = |states: &[JobState], dead| {
+            let filter = JobFilter { states: states.to_vec(), dead, ..JobFilter::default() };
+            (filter.has_live(), filter.has_ended())
+        };
+        assert_eq!(of(&[], false), (true, true));
+        assert_eq!(of(&[], true), (false, true));
+        assert_eq!(of(&[JobState::Queued, JobState::Running], false), (true, false));
+        assert_eq!(of(&[JobState::Failed], false), (false, true));
+        assert_eq!(of(&[JobState::Failed, JobState::Queued], false), (true, true));
     }
 }

@@ -146,6 +146,19 @@ async fn scripts_of_listed_pages_alone_may_ask_from_a_browser() {
     let closed = Api::of(&closed).await;
     let answer = closed.send(Method::GET, "/v1/pools", &[("origin", "https://app.example.com")], Vec::new());
     assert_eq!(answer.await.is(200).header("access-control-allow-origin"), "");
+    // A page of another site needs no answer to change something.
+    let job_id = accepted.text("job_id");
+    let cancel = async |headers: &[(&str, &str)]| {
+        closed.send(Method::POST, &format!("/v1/jobs/{job_id}/cancel"), headers, Vec::new()).await
+    };
+    let origin = ("origin", "https://app.example.com");
+    for headers in
+        [&[origin][..], &[("sec-fetch-site", "cross-site"), origin], &[("sec-fetch-site", "same-site")]]
+    {
+        cancel(headers).await.problem(403, Some("origin"));
+    }
+    let own = closed.base().to_owned();
+    cancel(&[("sec-fetch-site", "same-origin"), ("origin", &own)]).await.is(200);
 }
 
 #[tokio::test]

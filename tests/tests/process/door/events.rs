@@ -1,6 +1,7 @@
 //! Jobs and sessions are followed while they run, and the end always comes.
 
 mod access;
+mod away;
 mod neighbours;
 
 use http::Method;

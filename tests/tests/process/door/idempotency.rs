@@ -241,6 +241,14 @@ async fn each_job_of_a_batch_has_keys_of_its_own() {
     let refused = api.send(Method::POST, "/v1/jobs/batch", &headers, b"[]".to_vec()).await;
     refused.problem(422, Some("idempotency-key"));
 
+    // An id of the caller's own and a key go together, as in a single request.
+    let own = JobId::now().to_string();
+    let with_id = json!([{"agent_id": "echo", "job_id": own, "idempotency_key": "c"}]);
+    for expected in [(202, ""), (200, "idempotency_key")] {
+        let answers = api.post("/v1/jobs/batch", &with_id).await.is(200).json();
+        assert_eq!(seen(&answers), of(&[expected]), "{answers}");
+    }
+
     // Many of one key, and order within a session.
     let lines: String = (0..600)
         .map(|n| {

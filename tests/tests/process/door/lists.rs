@@ -138,6 +138,59 @@ async fn a_tenants_pages_are_of_its_own_jobs_however_many_the_others_have() {
 }
 
 #[tokio::test]
+async fn a_list_of_states_looks_only_where_such_jobs_are() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let live = api.submit(&json!({"agent_id": "echo", "session_id": "s"})).await.is(202).text("job_id");
+    fleet.database.execute(CROWD).await;
+    let page = api.get("/v1/jobs?state=waiting,publishing,queued,blocked&session=s").await.is(200).json();
+    assert_eq!((&page["items"][0]["job_id"], page.get("next")), (&json!(live), None), "{page}");
+    let ran = fleet.producer(&["cancel", "--session", "s", "--url", api.base()]).await;
+    assert!(ran.code == 0 && ran.out == format!("{live} cancelled\n"), "{ran:?}");
+}
+
+/// Live jobs of another tenant, ten in each millisecond, and some of the tenant `default` among them: the first and the
+/// last one of some milliseconds.
+const MIXED: &str = "
+    INSERT INTO harness_jobs (job_id, tenant, session_id, agent_id, pool, message, state, due_at)
+    SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint + ms), 12, '0') || '7' || low || lpad(to_hex(n), 12, '0'))::uuid,
+           tenant, session, 'echo', 'default', '{}', 'scheduled', now() + interval '1 hour'
+      FROM (SELECT n, n / 10 AS ms, '000a000' AS low, 'acme' AS tenant, '~acme/s' AS session FROM generate_series(0, 11999) n
+            UNION ALL
+            SELECT n, n, low, 'default', 's' FROM generate_series(0, 1199, 100) n, (VALUES ('0008000'), ('000b000')) l(low)
+            UNION ALL
+            SELECT n, n, low, 'default', 's' FROM generate_series(190, 215) n, (VALUES ('0008000'), ('000b000')) l(low)
+             WHERE n <> 200) j";
+
+#[tokio::test]
+async fn no_cursor_names_a_job_of_another_tenant_and_the_pages_have_each_job_once() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    fleet.database.execute(MIXED).await;
+    let own = "SELECT job_id::text FROM harness_jobs WHERE tenant = 'default' ORDER BY job_id DESC";
+    let own = fleet.database.texts(own).await;
+    let others = "SELECT job_id::text FROM harness_jobs WHERE tenant <> 'default'";
+    let others: BTreeSet<String> = fleet.database.texts(others).await.into_iter().collect();
+    assert_eq!((own.len(), others.len()), (74, 12_000));
+    for limit in [7, 500] {
+        let (mut listed, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = api.get(&format!("/v1/jobs?limit={limit}{cursor}")).await.is(200).json();
+            let items = page["items"].as_array().expect("entries").iter();
+            listed.extend(items.map(|item| item["job_id"].as_str().expect("an id").to_owned()));
+            let Some(next) = page["next"].as_str() else { break };
+            assert!(!others.contains(next), "{next}");
+            cursor = format!("&cursor={next}");
+        }
+        assert_eq!(listed, own, "{limit}");
+    }
+    let ended = api.get("/v1/jobs?state=succeeded").await.is(200).json();
+    assert_eq!(ended.get("next"), None, "no live job is looked at: {ended}");
+}
+
+#[tokio::test]
 async fn pools_workers_and_the_reason_of_a_wait_are_shown() {
     let fleet = Fleet::new().await;
     let door = fleet.door("door").start().await;

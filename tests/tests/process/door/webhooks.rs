@@ -365,6 +365,28 @@ async fn no_address_inside_is_reached() {
     assert_eq!(receiver.received()[0].json()["type"], "webhook.test");
 }
 
+#[tokio::test]
+async fn a_tenant_tries_two_webhooks_at_a_time_and_is_told_when_to_try_again() {
+    let fleet = Fleet::new().await;
+    let door = door(&fleet, "door").start().await;
+    let (api, receiver) = (Api::of(&door).await, Receiver::start().await);
+    let (id, _) = webhook(&api, &receiver.url(), json!({})).await;
+    receiver.hold();
+    let path = format!("/v1/webhooks/{id}/test");
+    let trying = async || api.post(&path, &json!(null)).await;
+    let two = async { tokio::join!(trying(), trying()) };
+    let third = async {
+        receiver.has(2).await;
+        let refused = trying().await.problem(429, None);
+        receiver.answer(204);
+        refused
+    };
+    let ((one, other), refused) = tokio::join!(two, third);
+    assert_eq!((one.is(200).json()["delivered"].take(), other.status), (json!(true), 200));
+    let seen = (refused.text("type"), refused.header("retry-after").to_owned());
+    assert_eq!(seen, ("urn:harness:too_many_tries".to_owned(), "5".to_owned()));
+}
+
 async fn caller(fleet: &Fleet, door: &Worker, tenant: &str, scopes: &str) -> Api {
     let _ = fleet.producer(&["tenants", "create", tenant]).await;
     let created = fleet.producer(&["keys", "create", "--tenant", tenant, "--scope", scopes]).await;
