@@ -29,8 +29,12 @@ pub enum Action {
     Confirm(Job),
     /// A relay takes jobs that are due.
     TakeDue,
-    /// The admitter looks at a job in the line.
-    Admit(Job),
+    /// The admitter that leads counts places, and chooses a job in the line.
+    Pick(usize, Job),
+    /// An admitter admits what it has chosen, if it still leads.
+    Admit(usize),
+    /// The admitter that leads writes down whether jobs wait in the line.
+    Note,
     /// It goes on with a job whose session it found busy.
     Block(Job),
     /// Jobs that were in `publishing` for too long come due.
@@ -83,6 +87,8 @@ pub enum Action {
     AckEarly(usize),
     /// Mishap: a relay dies while it handles a job.
     LoseRelay(Job),
+    /// Mishap: an admitter loses its leadership to another one, and does not know it yet.
+    LoseLead,
     /// Mishap: the broker duplicates a message.
     Duplicate(Job),
     /// Mishap: a client cancels a job.

@@ -60,11 +60,21 @@ pub enum Broken {
     AnswerWakesNobody,
     /// A job in a line is blocked by what was seen before its session was locked.
     BlockedWithoutLook,
+    /// An admitter admits what it has chosen, although another one leads by now.
+    AdmittedWithoutLead,
+    /// Only what runs counts for a limit, not what is on its way to a worker.
+    MessagesNotCounted,
+    /// A worker takes a session's next job although it has a limit key.
+    TakenPastTheLimit,
+    /// A worker takes a session's next job although jobs wait in the line.
+    TakenPastTheLine,
+    /// A message claims a job that waits in the line.
+    WaitingClaimed,
 }
 
 impl Broken {
     /// All broken rules.
-    pub const ALL: [Broken; 25] = [
+    pub const ALL: [Broken; 30] = [
         Broken::NoEpochCheck,
         Broken::RescueWithoutBump,
         Broken::AckBeforeClaim,
@@ -90,7 +100,25 @@ impl Broken {
         Broken::AnsweredAgain,
         Broken::AnswerWakesNobody,
         Broken::BlockedWithoutLook,
+        Broken::AdmittedWithoutLead,
+        Broken::MessagesNotCounted,
+        Broken::TakenPastTheLimit,
+        Broken::TakenPastTheLine,
+        Broken::WaitingClaimed,
     ];
+
+    /// Whether the rule is about a line.
+    pub fn is_of_the_line(self) -> bool {
+        matches!(
+            self,
+            Broken::BlockedWithoutLook
+                | Broken::AdmittedWithoutLead
+                | Broken::MessagesNotCounted
+                | Broken::TakenPastTheLimit
+                | Broken::TakenPastTheLine
+                | Broken::WaitingClaimed
+        )
+    }
 
     /// The promise that cannot be kept without the rule.
     pub fn breaks(self) -> Option<Promise> {
@@ -109,6 +137,11 @@ impl Broken {
             Broken::PlaceBeforeDue => Promise::NoneWaitsForLater,
             Broken::TurnGivenUp => Promise::OneBegun,
             Broken::EpochPerJob => Promise::EpochsGrow,
+            Broken::AdmittedWithoutLead
+            | Broken::MessagesNotCounted
+            | Broken::TakenPastTheLimit
+            | Broken::WaitingClaimed => Promise::WithinLimit,
+            Broken::TakenPastTheLine => Promise::NonePassesTheLine,
             Broken::CheckpointAppendedAgain | Broken::FoldForgotten => Promise::CountedOnce,
             Broken::OwnLeaseReadAsForeign
             | Broken::UnknownJobsKept

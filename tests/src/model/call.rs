@@ -131,7 +131,7 @@ pub enum Call {
     Conclude(Conclusion),
     /// A relay takes jobs that are due.
     TakeDue,
-    /// The admitter gives a job in the line its turn, if it is its turn in its session.
+    /// The admitter that leads gives a job in the line its turn, if it is its turn in its session.
     Admit(Job),
     /// The admitter found a job's session busy: the job waits for that.
     Block(Job),

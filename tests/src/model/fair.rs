@@ -51,7 +51,7 @@ impl Fleet {
                 }
             }
         }
-        self.fair_upkeep(broken).or_else(|| self.fair_dispatch())
+        self.fair_upkeep(broken).or_else(|| self.fair_dispatch(broken))
     }
 
     /// The steps that rescuers and relays find.
@@ -80,7 +80,7 @@ impl Fleet {
     }
 
     /// The steps that bring a job to a worker.
-    fn fair_dispatch(&self) -> Option<Action> {
+    fn fair_dispatch(&self, broken: Broken) -> Option<Action> {
         for (job, relay) in self.relays.iter().enumerate() {
             match relay {
                 Relay::Idle => {}
@@ -88,11 +88,14 @@ impl Fleet {
                 Relay::Confirms => return Some(Action::Confirm(job as Job)),
             }
         }
+        if let Some(at) = self.picks.iter().position(Option::is_some) {
+            return Some(Action::Admit(at));
+        }
         if let Some(job) = self.seen_busy {
             return Some(Action::Block(job));
         }
-        if let Some(job) = (0..JOBS).find(|job| self.is(*job, JobState::Waiting)) {
-            return Some(Action::Admit(job as Job));
+        if let Some(job) = (0..JOBS as Job).find(|job| self.may_pick(broken, *job)) {
+            return Some(Action::Pick(self.leader(), job));
         }
         let waits = |job: &usize| self.is(*job, JobState::Scheduled);
         if let Some(job) =

@@ -23,12 +23,26 @@ pub struct Fleet {
     pub processes: [Process; PROCESSES],
     /// A call that hangs in the network; its caller has given up waiting and repeats it.
     pub late: Option<Call>,
+    /// What each admitter is about to admit.
+    pub picks: [Option<Pick>; ADMITTERS],
     /// The job whose session the admitter has found busy.
     pub seen_busy: Option<Job>,
     /// Jobs that were reported to a client as accepted.
     pub accepted: [bool; JOBS],
     /// How much more may go wrong.
     pub mishaps: u8,
+}
+
+/// Processes that may admit jobs from the line. They take turns in leading.
+pub const ADMITTERS: usize = 2;
+
+/// A job that an admitter has chosen by what it has counted, and does not admit yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pick {
+    /// The job.
+    pub job: Job,
+    /// The admitter's leadership, which it may lose before it admits the job.
+    pub epoch: u8,
 }
 
 /// What a relay, or the producer, does for a job in `publishing`.
@@ -47,8 +61,9 @@ impl Fleet {
     /// The initial state, with the jobs that wait in the queue from the start.
     pub fn new(scope: &Scope) -> Fleet {
         let processes = std::array::from_fn(Process::new);
-        let later = scope.later.iter().fold(0, |bits, job| bits | 1 << job);
-        let mut ledger = Ledger { later, line: scope.line, ..Ledger::default() };
+        let bits = |jobs: &[Job]| jobs.iter().fold(0, |bits, job| bits | 1 << job);
+        let (later, keyed) = (bits(scope.later), bits(scope.keyed));
+        let mut ledger = Ledger { later, keyed, line: scope.line, ..Ledger::default() };
         for process in &processes {
             ledger.call(Broken::None, Call::Register(process.id));
         }
@@ -58,6 +73,7 @@ impl Fleet {
             relays: [Relay::Idle; JOBS],
             processes,
             late: None,
+            picks: [None; ADMITTERS],
             seen_busy: None,
             accepted: [false; JOBS],
             mishaps: scope.mishaps,
@@ -78,6 +94,11 @@ impl Fleet {
             fleet.ledger.call(Broken::None, Call::Claim { worker: fleet.processes[0].id, job, seen: None });
         }
         fleet
+    }
+
+    /// The admitter that leads.
+    pub fn leader(&self) -> usize {
+        usize::from(self.ledger.leadership) % ADMITTERS
     }
 
     /// Whether a job's row is in a state.

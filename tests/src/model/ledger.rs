@@ -29,6 +29,12 @@ pub struct Ledger {
     pub later: u8,
     /// Whether jobs wait in a line.
     pub line: bool,
+    /// The jobs with the limit key, of which one may have a place; as bits.
+    pub keyed: u8,
+    /// The epoch of who admits from the line. A new leader gets the next one.
+    pub leadership: u8,
+    /// Whether jobs wait in the line, as the leader has last written down.
+    pub noted: bool,
     /// What jobs ask persons.
     pub inputs: [Input; JOBS],
     /// Workers.
@@ -234,6 +240,40 @@ impl Ledger {
         self.rows[usize::from(job)].filter(|row| row.state == JobState::Waiting)
     }
 
+    /// Whether a job has the limit key.
+    pub fn is_keyed(&self, job: Job) -> bool {
+        self.keyed & 1 << job != 0
+    }
+
+    /// How many jobs with the limit key have a place, as an admitter counts them.
+    pub fn places(&self, broken: Broken) -> usize {
+        let has_place = |job: &Job| self.rows[usize::from(*job)].is_some_and(|row| row.has_place(broken));
+        (0..JOBS as Job).filter(|job| self.is_keyed(*job)).filter(has_place).count()
+    }
+
+    /// Whether an admitter finds a job in the line that no limit holds back.
+    pub fn may_admit(&self, broken: Broken, job: Job) -> bool {
+        self.waiting(job).is_some() && (!self.is_keyed(job) || self.places(broken) == 0)
+    }
+
+    /// Whether an admission under this epoch counts.
+    pub fn is_led_under(&self, broken: Broken, epoch: u8) -> bool {
+        epoch == self.leadership || broken == Broken::AdmittedWithoutLead
+    }
+
+    /// Whether jobs wait in the line.
+    pub fn has_waiting(&self) -> bool {
+        (0..JOBS as Job).any(|job| self.waiting(job).is_some())
+    }
+
+    /// Whether a session's next job gets its turn in the line: a limit may hold it back, or others wait there.
+    fn waits_its_turn(&self, broken: Broken, job: Job) -> bool {
+        let by_limit = self.is_keyed(job) && broken != Broken::TakenPastTheLimit;
+        let by_line = self.noted && broken != Broken::TakenPastTheLine;
+        self.line && (by_limit || by_line)
+    }
+
+    /// Admits a job, for who leads. No limit is looked at: who leads has done so, and nobody else gives places.
     fn admit(&mut self, broken: Broken, job: Job) -> u8 {
         match self.waiting(job) {
             Some(row) if self.has_its_turn(broken, job, &row) => {
@@ -443,8 +483,12 @@ impl Ledger {
         if row.state != JobState::Blocked {
             return None;
         }
-        match taker.filter(|worker| self.may_take(broken, *worker)) {
-            Some(worker) => Some(self.grant(broken, worker, head as Job)),
+        let waits = self.waits_its_turn(broken, head as Job);
+        match taker.filter(|worker| !waits && self.may_take(broken, *worker)) {
+            Some(worker) => {
+                self.marks.mark(Promise::NonePassesTheLine, self.line && self.noted);
+                Some(self.grant(broken, worker, head as Job))
+            }
             None => {
                 self.rows[head].as_mut()?.come_due();
                 None

@@ -5,7 +5,7 @@ use job::JobState;
 use super::action::{Action, Luck};
 use super::broken::Broken;
 use super::call::{End, Run};
-use super::fleet::{Fleet, Relay};
+use super::fleet::{ADMITTERS, Fleet, Relay};
 use super::process::{MAX_ATTEMPTS, Process, Work};
 use super::row::{JOBS, Job, Lease, WorkerId};
 use super::scope::Scope;
@@ -23,11 +23,17 @@ impl Fleet {
                 actions.push(Action::TakeNumber(job));
             }
             self.possible_for_job(job, scope.direct.contains(&job), actions);
+            if self.may_pick(broken, job) {
+                actions.push(Action::Pick(self.leader(), job));
+            }
             if scope.asks.contains(&job) {
                 self.possible_for_input(job, actions);
             }
         }
         self.possible_upkeep(broken, actions);
+        if scope.line {
+            self.possible_for_admitters(actions);
+        }
         for (at, process) in self.processes.iter().enumerate() {
             self.possible_for_process(broken, at, process, scope, actions);
         }
@@ -55,11 +61,6 @@ impl Fleet {
         if self.ledger.rows[at].is_some_and(|row| !row.due) {
             actions.push(Action::ComeDue(job));
         }
-        match self.seen_busy {
-            None if self.is(at, JobState::Waiting) => actions.push(Action::Admit(job)),
-            Some(busy) if busy == job => actions.push(Action::Block(job)),
-            _ => {}
-        }
         if self.mishaps == 0 {
             return;
         }
@@ -71,6 +72,24 @@ impl Fleet {
         }
         if self.ledger.ends[at].is_none() {
             actions.push(Action::Cancel(job));
+        }
+    }
+
+    /// Whether the admitter that leads may choose a job next.
+    pub fn may_pick(&self, broken: Broken, job: Job) -> bool {
+        let is_free = self.picks[self.leader()].is_none() && self.seen_busy.is_none();
+        is_free && self.ledger.may_admit(broken, job)
+    }
+
+    fn possible_for_admitters(&self, actions: &mut Vec<Action>) {
+        actions.extend((0..ADMITTERS).filter(|at| self.picks[*at].is_some()).map(Action::Admit));
+        actions.extend(self.seen_busy.map(Action::Block));
+        if self.ledger.noted != self.ledger.has_waiting() {
+            actions.push(Action::Note);
+        }
+        // One that has chosen nothing loses nothing with it.
+        if self.mishaps > 0 && self.picks[self.leader()].is_some() {
+            actions.push(Action::LoseLead);
         }
     }
 

@@ -5,6 +5,7 @@
 
 use job::JobState;
 
+use super::broken::Broken;
 use super::ledger::Ledger;
 use super::row::{JOBS, Row, SESSION_OF, SESSIONS};
 
@@ -38,6 +39,10 @@ pub enum Promise {
     AnsweredOnce = 2048,
     /// A job that is not due yet holds up nobody in its session.
     NoneWaitsForLater = 4096,
+    /// No more jobs with a limit key have a place than its max.
+    WithinLimit = 8192,
+    /// A worker takes no session's next job while jobs are known to wait in the line.
+    NonePassesTheLine = 16384,
 }
 
 /// The promises that a step has broken.
@@ -60,7 +65,7 @@ impl Marks {
 
 impl Promise {
     /// All promises.
-    pub const ALL: [Promise; 13] = [
+    pub const ALL: [Promise; 15] = [
         Promise::OneWriter,
         Promise::OneEnd,
         Promise::CountedOnce,
@@ -74,6 +79,8 @@ impl Promise {
         Promise::CertainCulprit,
         Promise::AnsweredOnce,
         Promise::NoneWaitsForLater,
+        Promise::WithinLimit,
+        Promise::NonePassesTheLine,
     ];
 
     /// The promise as a sentence.
@@ -91,6 +98,8 @@ impl Promise {
             Promise::EveryJobEnds => "when nothing more goes wrong, every accepted job ends",
             Promise::AnsweredOnce => "what became of a call is decided once",
             Promise::NoneWaitsForLater => "no job waits for one that is not due yet",
+            Promise::WithinLimit => "no more jobs with a limit key have a place than its max",
+            Promise::NonePassesTheLine => "no session's next job is taken past what waits in the line",
             Promise::CertainCulprit => "none of several suspects is charged with the death of their worker",
         }
     }
@@ -131,6 +140,7 @@ impl Promise {
                 rows.into_iter()
                     .all(|row| u32::from(row.attempts) == u32::from(row.failures) + row.killed.count_ones())
             }
+            Promise::WithinLimit => ledger.places(Broken::None) <= 1,
             Promise::OneWriter
             | Promise::EpochsGrow
             | Promise::InOrder
@@ -138,7 +148,8 @@ impl Promise {
             | Promise::AnswersAreTrue
             | Promise::EveryJobEnds
             | Promise::CertainCulprit
-            | Promise::AnsweredOnce => true,
+            | Promise::AnsweredOnce
+            | Promise::NonePassesTheLine => true,
         }
     }
 }

@@ -143,6 +143,7 @@ impl Row {
             JobState::Publishing | JobState::Queued => true,
             JobState::Scheduled => self.due && self.seq < NO_PLACE && !line,
             JobState::Running => self.is_unknown_to(broken, worker),
+            JobState::Waiting => broken == Broken::WaitingClaimed,
             _ => false,
         };
         waits && !self.asked
@@ -151,6 +152,14 @@ impl Row {
     /// Whether the ledger believes that the job runs at a worker that knows it does not.
     pub fn is_unknown_to(&self, broken: Broken, worker: WorkerId) -> bool {
         self.worker == Some(worker) && broken != Broken::OwnLeaseReadAsForeign
+    }
+
+    /// Whether it has one of the places that a limit allows: its message is on its way, or it runs.
+    pub fn has_place(&self, broken: Broken) -> bool {
+        match self.state {
+            JobState::Publishing | JobState::Queued => broken != Broken::MessagesNotCounted,
+            state => state == JobState::Running,
+        }
     }
 
     /// Whether it is not due yet, for the first time.

@@ -28,6 +28,8 @@ pub struct Scope {
     pub later: &'static [Job],
     /// Whether the pool has a line.
     pub line: bool,
+    /// Jobs with the limit key.
+    pub keyed: &'static [Job],
 }
 
 impl Scope {
@@ -44,10 +46,11 @@ impl Scope {
         folds: &[],
         later: &[],
         line: false,
+        keyed: &[],
     };
 
     /// The scopes that are explored.
-    pub const ALL: [Scope; 14] = [
+    pub const ALL: [Scope; 16] = [
         Scope { name: "a job", jobs: &[0], direct: &[0], mishaps: 2, ..Scope::NONE },
         Scope {
             name: "a job that folds within its run",
@@ -143,6 +146,23 @@ impl Scope {
             line: true,
             ..Scope::NONE
         },
+        Scope {
+            name: "two jobs with a limit key",
+            jobs: &[0, 2],
+            mishaps: 1,
+            line: true,
+            keyed: &[0, 2],
+            ..Scope::NONE
+        },
+        Scope {
+            name: "a job with a limit key behind one of its session, and another one with the key",
+            jobs: &[0, 1, 2],
+            direct: &[0],
+            queued: &[0],
+            line: true,
+            keyed: &[1, 2],
+            ..Scope::NONE
+        },
     ];
 
     /// The whole fleet, for walks, since its states are too many to explore.
@@ -158,11 +178,21 @@ impl Scope {
         folds: &[0, 1, 2],
         later: &[],
         line: false,
+        keyed: &[],
     };
 
     /// The same, with a line.
     pub const LINE: Scope =
         Scope { name: "the whole fleet, in a line", line: true, later: &[1], ..Scope::WHOLE };
+
+    /// The same, with a limit.
+    pub const LIMIT: Scope = Scope {
+        name: "the whole fleet, with a limit",
+        direct: &[],
+        line: true,
+        keyed: &[1, 2],
+        ..Scope::WHOLE
+    };
 
     /// The same, with jobs that are not due when they are accepted.
     pub const LATER: Scope = Scope { name: "the whole fleet, later", later: &[1, 2], ..Scope::WHOLE };

@@ -5,7 +5,7 @@ use job::JobState;
 use super::action::{Action, Luck};
 use super::broken::Broken;
 use super::call::{Answer, Call, Conclusion, End, Reply, Run};
-use super::fleet::{Fleet, Relay};
+use super::fleet::{Fleet, Pick, Relay};
 use super::process::{Process, Work};
 use super::promise::Promise;
 use super::row::JOBS;
@@ -56,7 +56,15 @@ impl Step<'_> {
                     self.fleet.relays[job] = Relay::Publishes;
                 }
             }
-            Action::Admit(job) => {
+            Action::Pick(at, job) => {
+                let epoch = self.fleet.ledger.leadership;
+                self.fleet.picks[at] = Some(Pick { job, epoch });
+            }
+            Action::Admit(at) => {
+                let Pick { job, epoch } = self.fleet.picks[at].take()?;
+                if !self.fleet.ledger.is_led_under(self.broken, epoch) {
+                    return Some(());
+                }
                 let Reply::Jobs(admitted) = self.call(Call::Admit(job)) else { return None };
                 if admitted == 0 {
                     self.fleet.seen_busy = Some(job);
@@ -64,6 +72,7 @@ impl Step<'_> {
                     self.fleet.relays[usize::from(job)] = Relay::Publishes;
                 }
             }
+            Action::Note => self.fleet.ledger.noted = self.fleet.ledger.has_waiting(),
             Action::Block(job) => {
                 self.call(Call::Block(job));
                 self.fleet.seen_busy = None;
@@ -141,6 +150,10 @@ impl Step<'_> {
             Action::LoseRelay(job) => {
                 self.fleet.mishaps -= 1;
                 self.fleet.relays[usize::from(job)] = Relay::Idle;
+            }
+            Action::LoseLead => {
+                self.fleet.mishaps -= 1;
+                self.fleet.ledger.leadership += 1;
             }
             Action::Duplicate(job) => {
                 self.fleet.mishaps -= 1;

@@ -5,14 +5,19 @@
 //! one, and a failure prints its steps.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use fastrand::Rng;
+use job::{JobState, Name};
+use sqlx::PgConnection;
+use store::{Leadership, LinePlace, LineTake, OldestInFlight, Store};
 use tests::Database;
 use tests::model::action::Action;
 use tests::model::broken::Broken;
 use tests::model::call::{Answer, Call, Conclusion, End, Heard, Reply};
 use tests::model::fleet::Fleet;
-use tests::model::row::{JOBS, Lease, WORKERS};
+use tests::model::ledger::Ledger;
+use tests::model::row::{JOBS, Job, Lease, WORKERS};
 use tests::model::scope::Scope;
 use tests::replay::{Real, View};
 
@@ -23,7 +28,7 @@ const CALLS: usize = 1_200;
 /// They end without that after so many.
 const MOST_CALLS: usize = 10 * CALLS;
 /// What walks have to lead to.
-const WANTED: [&str; 9] = [
+const WANTED: [&str; 11] = [
     "claimed",
     "held",
     "blocked",
@@ -33,6 +38,8 @@ const WANTED: [&str; 9] = [
     "recorded",
     "not recorded",
     "answered",
+    "admitted",
+    "blocked in line",
 ];
 
 #[tokio::test]
@@ -41,17 +48,28 @@ async fn the_sql_answers_and_changes_as_the_model_says() {
     let first = given.unwrap_or_else(|| fastrand::u64(..));
     let database = Database::new().await;
     let mut real = Real::new(&database).await;
+    let mut line = Line::new(&database).await;
     let mut compared = BTreeMap::<&str, usize>::new();
     for seed in first.. {
         let mut walk = Walk::new(seed);
         real.begin_anew(walk.fleet.ledger.later, walk.fleet.ledger.line).await;
+        line.set(&walk.fleet.ledger).await;
         for id in walk.fleet.processes.map(|process| process.id) {
             real.repeat(Call::Register(id), Reply::Done).await;
         }
         for _ in 0..STEPS {
+            let before = walk.fleet.ledger;
             for (call, reply) in walk.step() {
-                assert_eq!(real.repeat(call, reply).await, reply, "{call:?}; {}", walk.way);
-                *compared.entry(kind(&reply)).or_default() += 1;
+                let answer = match call {
+                    Call::Admit(job) => line.admit(job).await,
+                    call => real.repeat(call, reply).await,
+                };
+                assert_eq!(answer, reply, "{call:?}; {}", walk.way);
+                *compared.entry(kind(&call, &reply, &before, &walk.fleet.ledger)).or_default() += 1;
+            }
+            if walk.scope.line {
+                line.set(&walk.fleet.ledger).await;
+                line.compare(&walk.fleet.ledger, &walk.way).await;
             }
             assert_eq!(real.view().await, View::of(&walk.fleet.ledger), "{}", walk.way);
             if walk.fleet.ledger.ends.iter().all(Option::is_some) {
@@ -72,6 +90,64 @@ async fn the_sql_answers_and_changes_as_the_model_says() {
     }
 }
 
+/// The line of the real ledger.
+struct Line {
+    store: Store,
+    sql: PgConnection,
+    pool: Name,
+    /// Who has led before.
+    former: Leadership,
+    /// Who leads.
+    present: Leadership,
+}
+
+impl Line {
+    /// Takes the leadership from who repeats the walks.
+    async fn new(database: &Database) -> Line {
+        let (store, sql) = (database.store(), database.connect().await);
+        let hour = Duration::from_secs(3_600);
+        let former = store.lead("admission", "a walk", hour).await.expect("an answer").expect("its own");
+        store.resign(&former).await.expect("an answer");
+        let present = store.lead("admission", "its line", hour).await.expect("an answer").expect("no other");
+        Line { store, sql, pool: Name::default(), former, present }
+    }
+
+    /// Gives jobs their limit key, and writes down what the model's leader has.
+    async fn set(&mut self, ledger: &Ledger) {
+        let keyed = "UPDATE harness_jobs SET line = 'key'
+                      WHERE line = '' AND $1 & (1 << (message ->> 'input')::int) <> 0";
+        let keyed = sqlx::query(keyed).bind(i32::from(ledger.keyed));
+        keyed.execute(&mut self.sql).await.expect("keys are set");
+        let noted = sqlx::query("UPDATE harness_pools SET waiting = $1").bind(i64::from(ledger.noted));
+        noted.execute(&mut self.sql).await.expect("it is written down");
+    }
+
+    /// Repeats an admission by who leads.
+    async fn admit(&mut self, job: Job) -> Reply {
+        let place = "SELECT lane, line, seq - 1 FROM harness_jobs WHERE state = 'waiting' AND message ->> 'input' = $1";
+        let place: Option<(i16, String, i64)> =
+            sqlx::query_as(place).bind(job.to_string()).fetch_optional(&mut self.sql).await.expect("a place");
+        let Some((lane, line, behind)) = place else { return Reply::Jobs(0) };
+        let place = LinePlace { lane, tenant: "default".to_owned(), line, behind };
+        let takes = [LineTake { place, most: 1 }];
+        let admitted = self.store.admit(&self.present, &self.pool, &takes).await.expect("an answer");
+        Reply::Jobs(u8::from(!admitted.due.is_empty()) << job)
+    }
+
+    /// Both must count the same places. And who has led before admits nothing, whatever waits.
+    async fn compare(&self, ledger: &Ledger, way: &str) {
+        let facts = self.store.line_facts(&OldestInFlight::new()).await.expect("facts");
+        let places: u64 = facts.in_flight.iter().filter(|it| it.line == "key").map(|it| it.jobs).sum();
+        assert_eq!(places, ledger.places(Broken::None) as u64, "places of the key; {way}");
+
+        let lines = self.store.find_lines(&self.pool, None, i16::MAX, 100).await.expect("lines");
+        assert_eq!(lines.is_empty(), !ledger.has_waiting(), "lines; {way}");
+        let takes: Vec<LineTake> = lines.into_iter().map(|place| LineTake { place, most: 100 }).collect();
+        let admitted = self.store.admit(&self.former, &self.pool, &takes).await.expect("an answer");
+        assert!(admitted.looked_at.is_empty(), "{admitted:?} under a former leadership; {way}");
+    }
+}
+
 /// A walk through the model.
 struct Walk {
     rng: Rng,
@@ -86,7 +162,7 @@ struct Walk {
 impl Walk {
     fn new(seed: u64) -> Walk {
         let mut rng = Rng::with_seed(seed);
-        let scope = [Scope::WHOLE, Scope::LATER, Scope::LINE][rng.usize(..3)];
+        let scope = [Scope::WHOLE, Scope::LATER, Scope::LINE, Scope::LIMIT][rng.usize(..4)];
         let fleet = Fleet::new(&scope);
         Walk { rng, scope, fleet, granted: Vec::new(), way: format!("WALK_SEED={seed}") }
     }
@@ -165,14 +241,31 @@ impl Walk {
 fn weight(action: &Action) -> u32 {
     match action {
         Action::Cancel(_) => 1,
-        Action::Crash(_) | Action::Drain(_) | Action::LeaseRunsOut(_) | Action::Beat(_) => 2,
+        Action::Crash(_)
+        | Action::Drain(_)
+        | Action::LeaseRunsOut(_)
+        | Action::Beat(_)
+        | Action::LoseLead => 2,
         Action::LoseRelay(_) | Action::AckEarly(_) | Action::Conclude(..) => 4,
         Action::Duplicate(_) => 6,
         _ => 12,
     }
 }
 
-fn kind(reply: &Reply) -> &'static str {
+fn kind(call: &Call, reply: &Reply, before: &Ledger, after: &Ledger) -> &'static str {
+    let is = |ledger: &Ledger, job: Job, state| {
+        ledger.rows[usize::from(job)].is_some_and(|row| row.state == state)
+    };
+    match (call, reply) {
+        (Call::Admit(_), Reply::Jobs(0)) => return "not admitted",
+        (Call::Admit(_), _) => return "admitted",
+        (Call::Block(job), _)
+            if is(before, *job, JobState::Waiting) && is(after, *job, JobState::Blocked) =>
+        {
+            return "blocked in line";
+        }
+        _ => {}
+    }
     match reply {
         Reply::Done => "done",
         Reply::Accepted(true) => "accepted",

@@ -36,7 +36,8 @@ fn in_every_order_of_its_steps_the_protocol_keeps_its_promises() {
 fn without_any_one_of_its_rules_a_promise_breaks() {
     for broken in Broken::ALL {
         let promise = broken.breaks().expect("what is broken breaks something");
-        let found = Scope::ALL.iter().find_map(|scope| explore(broken, scope, &[promise]).broken);
+        let mut scopes = Scope::ALL.iter().filter(|scope| scope.line || !broken.is_of_the_line());
+        let found = scopes.find_map(|scope| explore(broken, scope, &[promise]).broken);
         let Some((_, way)) = found else {
             panic!("{broken}: no promise breaks, although \"{}\" cannot hold", promise.name());
         };
