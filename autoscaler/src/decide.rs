@@ -45,7 +45,10 @@ pub fn decide(history: &History, observation: &Observation, policy: &Policy, now
         Ok((ready, demand)) => {
             recommended = Some(proposal.demand(ready, demand, policy));
             proposal.behave(history, policy, now_ms);
-            proposal.wake(ready, policy);
+            proposal.wake(ready.saturating_add(demand.in_line), policy);
+            if demand.line_is_old {
+                proposal.change(Reason::LineStale, proposal.workers.min(1));
+            }
             if ready == 0
                 && demand.running == 0
                 && demand.due_soon == 0
@@ -136,15 +139,15 @@ impl Proposal {
         }
     }
 
-    /// Starts the first worker: only for enough messages, but then at once. Windows and limits apply to pools that have
+    /// Starts the first worker: only for enough jobs in the queue and in line, but then at once. Windows and limits apply to pools that have
     /// workers (a percentage of zero is zero).
-    fn wake(&mut self, ready: u64, policy: &Policy) {
+    fn wake(&mut self, waiting: u64, policy: &Policy) {
         if self.current > 0 {
             return;
         }
-        if ready < policy.activation {
+        if waiting < policy.activation {
             self.change(Reason::Activation, 0);
-        } else if ready > 0 && policy.scale_up.select_policy != SelectPolicy::Disabled {
+        } else if waiting > 0 && policy.scale_up.select_policy != SelectPolicy::Disabled {
             self.change(Reason::Wake, self.workers.max(1));
         }
     }

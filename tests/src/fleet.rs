@@ -176,6 +176,12 @@ impl Fleet {
         assert_eq!(ran.code, 0, "{ran:?}");
     }
 
+    /// Gives a pool a line.
+    pub async fn line(&self, pool: &str) {
+        let ran = self.producer(&["pools", "line", pool, "on"]).await;
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
+
     /// Waits until this many workers are alive.
     pub async fn workers_alive(&self, count: i64) {
         let alive = "SELECT count(*) FROM harness_workers WHERE state = 'alive'";

@@ -75,7 +75,7 @@ pub enum Reason {
     ScaleDownDisabled,
     /// There is something to do, so the first worker starts, whatever the limits say.
     Wake,
-    /// Too few messages wait to wake the pool.
+    /// Too few jobs wait to wake the pool.
     Activation,
     /// The pool has not been idle for long enough to remove its last worker.
     Cooldown,
@@ -93,6 +93,8 @@ pub enum Reason {
     LedgerUnknown,
     /// The ledger's numbers are too old.
     LedgerStale,
+    /// Jobs wait in the pool's line, and how many of them could run is not known: no admitter has looked lately.
+    LineStale,
     /// The workload was never read.
     WorkloadUnknown,
     /// The workload's size is too old.
@@ -113,7 +115,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons, for metrics that begin at zero.
-    pub const ALL: [Reason; 26] = [
+    pub const ALL: [Reason; 27] = [
         Reason::Demand,
         Reason::Tolerance,
         Reason::ScaleUpStabilized,
@@ -132,6 +134,7 @@ impl Reason {
         Reason::QueueStale,
         Reason::LedgerUnknown,
         Reason::LedgerStale,
+        Reason::LineStale,
         Reason::WorkloadUnknown,
         Reason::WorkloadStale,
         Reason::ManagementStale,
@@ -163,6 +166,7 @@ impl Reason {
             Reason::QueueStale => "queue_stale",
             Reason::LedgerUnknown => "ledger_unknown",
             Reason::LedgerStale => "ledger_stale",
+            Reason::LineStale => "line_stale",
             Reason::WorkloadUnknown => "workload_unknown",
             Reason::WorkloadStale => "workload_stale",
             Reason::ManagementStale => "management_stale",
@@ -199,6 +203,7 @@ impl fmt::Display for Reason {
             Reason::QueueStale => "the queue's depth is too old to rely on",
             Reason::LedgerUnknown => "the ledger's numbers are unknown",
             Reason::LedgerStale => "the ledger's numbers are too old to rely on",
+            Reason::LineStale => "nobody has looked lately at what waits in line",
             Reason::WorkloadUnknown => "the workload's size is unknown",
             Reason::WorkloadStale => "the workload's size is too old to shrink by",
             Reason::ManagementStale => "the management API's depth is too old to shrink by",

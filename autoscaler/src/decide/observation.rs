@@ -41,6 +41,9 @@ pub struct Demand {
     /// Jobs in the pool's line that another worker could take.
     #[serde(default)]
     pub in_line: u64,
+    /// Whether nobody has looked lately at what waits in line: `in_line` is all that waits then.
+    #[serde(default)]
+    pub line_is_old: bool,
     /// How long the oldest of these has waited, in milliseconds.
     #[serde(default)]
     pub oldest_in_line_ms: Option<u64>,

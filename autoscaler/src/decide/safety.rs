@@ -22,6 +22,12 @@ pub(super) fn jobs<'a>(
     if is_stale(demand, policy, now_ms) {
         return Err(Reason::LedgerStale);
     }
+    // A pool without workers may have no admitter either: it gets its first worker.
+    if demand.value.line_is_old
+        && observation.replicas.as_ref().is_none_or(|replicas| replicas.value.wanted > 0)
+    {
+        return Err(Reason::LineStale);
+    }
     Ok((ready.value, &demand.value))
 }
 

@@ -141,6 +141,7 @@ fn is_remarkable(reason: Reason) -> bool {
         | Reason::QueueStale
         | Reason::LedgerUnknown
         | Reason::LedgerStale
+        | Reason::LineStale
         | Reason::WorkloadUnknown
         | Reason::WorkloadStale
         | Reason::ManagementStale

@@ -74,6 +74,7 @@ fn of_pool(read: PoolDemand) -> Demand {
         due_soon: read.due_soon,
         oldest_waiting_ms: read.oldest_waiting_ms,
         in_line: read.in_line,
+        line_is_old: read.line_is_old,
         oldest_in_line_ms: read.oldest_in_line_ms,
         workers: read.workers,
         slots: read.slots,

@@ -288,6 +288,7 @@ impl<'a> Simulation<'a> {
             due_soon: 0,
             oldest_waiting_ms: oldest,
             in_line: 0,
+            line_is_old: false,
             oldest_in_line_ms: None,
             workers,
             slots: u64::from(workers) * u64::from(self.setup.slots),

@@ -26,7 +26,7 @@ enum Command {
     /// of its attempt. Limits hold in pools with a line (`producer pools line POOL on`). One that is set below what is at work stops
     /// nothing: no other job begins until there is room. 0 holds all back.
     ///
-    /// Exit codes: 0 it is so now, 1 the tenant has 10,000 limits, 2 wrong arguments.
+    /// Exit codes: 0 it is so now, 1 there is no such tenant, or it has 10,000 limits, 2 wrong arguments.
     Set {
         /// The key
         key: Name,
@@ -70,7 +70,12 @@ impl LimitsArgs {
 }
 
 async fn set(store: &Store, tenant: &Tenant, key: &Name, max: u32) -> anyhow::Result<ExitCode> {
-    let at_work = format!("at most {max} jobs of {tenant} with the key {key} are at work in a pool");
+    if store.tenant_limits(tenant).await.context("looking for the tenant")?.is_none() {
+        note!("{tenant}: no such tenant; `producer tenants list` names them");
+        return Ok(ExitCode::FAILURE);
+    }
+    let at_work =
+        format!("at most {max} jobs of {tenant} with the key {key} are at work in a pool with a line");
     match store.set_limit(&operator(), tenant, key, max).await.context("setting a limit")? {
         ChangedLimit::Done => out!("{at_work}"),
         ChangedLimit::Before => out!("{at_work}, as before"),
@@ -80,6 +85,15 @@ async fn set(store: &Store, tenant: &Tenant, key: &Name, max: u32) -> anyhow::Re
             );
             return Ok(ExitCode::FAILURE);
         }
+    }
+    let pools = store.pools().await.context("reading pools")?;
+    let without: Vec<&str> = pools.iter().filter(|pool| !pool.line).map(|pool| pool.pool.as_str()).collect();
+    if let Some(first) = without.first() {
+        note!(
+            "it does not hold in pools without a line, such as {first} ({} of {}): `producer pools line POOL on`",
+            without.len(),
+            pools.len()
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

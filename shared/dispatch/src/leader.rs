@@ -39,10 +39,7 @@ impl Leader {
 
     /// Gives the leadership up at once, because the ledger has refused its epoch.
     pub fn step_down(&self, epoch: i64) {
-        let ours = |present: &mut Option<Leadership>| {
-            present.take_if(|leadership| leadership.epoch == epoch).is_some()
-        };
-        if self.present.send_if_modified(ours) {
+        if self.forget(epoch) {
             (self.heard)(Some(false));
             warn!(epoch, lease = self.name, "another process leads; this one stops deciding at once");
         }
@@ -86,6 +83,20 @@ impl Leader {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Gives up this leadership in the ledger and then here, so that nothing counts any more which was sent under its epoch and
+    /// comes late. This process leads again under another one, unless a second one is quicker.
+    pub async fn begin_anew(&self, store: &Store) -> Result<(), StoreError> {
+        let Some(leadership) = self.present.borrow().clone() else { return Ok(()) };
+        store.resign(&leadership).await?;
+        self.forget(leadership.epoch);
+        Ok(())
+    }
+
+    fn forget(&self, epoch: i64) -> bool {
+        self.present
+            .send_if_modified(|present| present.take_if(|leadership| leadership.epoch == epoch).is_some())
     }
 
     /// Gives the lease back, so that the next leader need not wait for its end.

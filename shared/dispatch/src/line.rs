@@ -16,7 +16,10 @@ use std::time::Duration;
 use job::{Name, Trouble};
 use prometheus::{Histogram, register_histogram};
 use queue::BrokerStatus;
-use store::{Admitted, InFlight, Leadership, LineBounds, LineFacts, OldestInFlight, PoolSeen, StoreError};
+use store::{
+    Admitted, AdmittedJob, InFlight, Leadership, LineBounds, LineFacts, LineTake, OldestInFlight, PoolSeen,
+    Store, StoreError,
+};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -46,6 +49,8 @@ const LONGEST_REST: Duration = Duration::from_millis(50);
 const SLOW_REST: u32 = 3;
 /// Jobs of one transaction, at most.
 const BATCH: u64 = 512;
+/// How often a pool's turns are given in one look, where lines had less than their turns.
+const ROUNDS: usize = 8;
 /// What was seen a while ago is unknown to the autoscaler, so it is written down sooner.
 const NOTED_AFTER: Duration = Duration::from_secs(5);
 /// How long to wait at the end for what is on its way to the broker.
@@ -72,14 +77,19 @@ pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
 
 async fn admit(dispatch: &Dispatch, leader: &Leader, stop: &CancellationToken) {
     let (mut admitter, mut trouble) = (Admitter::default(), Trouble::default());
-    let mut pause = SHORTEST_PAUSE;
+    let (mut pause, mut is_unheard) = (SHORTEST_PAUSE, false);
     while stop.run_until_cancelled(sleep(pause)).await.is_some() {
         let Some(leadership) = leader.leadership() else {
             admitter = Admitter::default();
             pause = OTHER_LEADS;
             continue;
         };
-        let looked = admitter.look(dispatch, &leadership, stop).await;
+        // An admission whose answer is lost may arrive when its places were given to others. So it must not count any more.
+        let looked = match is_unheard {
+            true => leader.begin_anew(&dispatch.store).await.map(|()| SHORTEST_PAUSE),
+            false => admitter.look(dispatch, &leadership, stop).await,
+        };
+        is_unheard = looked.is_err();
         pause = pause_after(looked, &mut trouble, "jobs that wait in line cannot be admitted");
     }
     let _ = timeout(LAST_SENT, admitter.sent()).await;
@@ -92,6 +102,17 @@ struct Given {
     may_have_more: bool,
     /// What it took to let these jobs go.
     admitting: Duration,
+    /// Whether jobs may be left in a pool of which the last note says that none wait.
+    is_news: bool,
+}
+
+/// What the turns of a look are given by.
+struct Look<'a> {
+    store: &'a Store,
+    leadership: &'a Leadership,
+    bounds: &'a LineBounds,
+    /// How much of the workers' future may be on its way to them.
+    ahead_s: f64,
 }
 
 /// What it remembers.
@@ -106,8 +127,11 @@ struct Admitter {
     read_all_at: Option<Instant>,
     /// Until when each pool without a known line is looked at for itself, because looking at all of them took long.
     apart_until: Option<Instant>,
-    /// When what was seen is written down again.
+    /// Which pool is the first of the next look: what a tenant's bound leaves over all pools is given there first.
+    first: usize,
+    /// When what was seen is written down again: at the latest, and at the soonest.
     note_at: Option<Instant>,
+    note_rests_until: Option<Instant>,
     unnoted: Trouble,
 }
 
@@ -130,7 +154,8 @@ impl Admitter {
         let idle = self.idle(dispatch, &facts).await?;
         let given = self.give_turns(dispatch, leadership, &mut facts, &idle, ahead_s, stop).await;
         let took = counted_from.elapsed();
-        let noted = self.note(dispatch, leadership, &facts, &idle).await;
+        let is_news = given.as_ref().is_ok_and(|given| given.is_news);
+        let noted = self.note(dispatch, leadership, &facts, &idle, is_news).await;
         note(&noted, &mut self.unnoted, "what waits in line cannot be written down");
         let given = given?;
         Ok(match given.may_have_more {
@@ -196,46 +221,29 @@ impl Admitter {
         if facts.pools.is_empty() || !ready || dispatch.broker.held_up().is_some() {
             return Ok(all);
         }
-        let bounds = self.bounds(dispatch).await?;
-        for pool in facts.pools.clone() {
+        let bounds = &*self.bounds(dispatch).await?;
+        let look = Look { store: &dispatch.store, leadership, bounds, ahead_s };
+        let mut pools = facts.pools.clone();
+        let first = self.first % pools.len();
+        pools.rotate_left(first);
+        self.first = first + 1;
+        for pool in pools {
             let view = self.pools.entry(pool.clone()).or_default();
-            if stop.is_cancelled() || view.is_sending() || idle.contains(&pool) {
+            if stop.is_cancelled() || view.is_sending() || view.rests() || idle.contains(&pool) {
                 continue;
             }
-            let places = Places::new(&pool, &facts.in_flight, &bounds);
-            let room = window(&pool, facts, ahead_s).saturating_sub(on_its_way(&pool, &facts.in_flight));
-            let room = room.min(BATCH);
-            if room == 0 {
-                continue;
-            }
-            view.find(&dispatch.store, &pool).await?;
-            let takes = view.choose(room, &places);
-            if takes.is_empty() {
-                continue;
-            }
-            let begun = Instant::now();
-            let admitted = dispatch.store.admit(leadership, &pool, &takes).await?;
-            if !admitted.due.is_empty() {
-                all.admitting += begun.elapsed();
-            }
-            let may_have_more = view.note(&takes, &admitted.looked_at);
-            let mut given = vec![0; takes.len()];
-            for job in admitted.looked_at.iter().filter(|job| job.admitted) {
-                ADMISSION.observe(job.waited.as_secs_f64());
-                given[job.line] += 1;
-            }
-            // The places that the next pool finds taken.
-            let given = takes.iter().zip(given).map(|(take, jobs)| InFlight {
-                pool: pool.to_string(),
-                tenant: take.place.tenant.clone(),
-                line: take.place.line.clone(),
-                running: false,
-                jobs,
-            });
-            facts.in_flight.extend(given);
-            all.may_have_more |= may_have_more && ((admitted.due.len() as u64) < room || room == BATCH);
-            if !admitted.looked_at.is_empty() {
-                view.sends(tokio::spawn(send(dispatch.clone(), admitted)));
+            let mut admitted = Admitted::default();
+            let given = view.give(&pool, &look, facts, &mut admitted).await;
+            // What had its turn before a failure goes all the same.
+            view.send(dispatch, admitted);
+            match given {
+                Ok(given) => {
+                    view.works();
+                    all.may_have_more |= given.may_have_more;
+                    all.admitting += given.admitting;
+                    all.is_news |= given.is_news;
+                }
+                Err(error) => view.fails(error, &pool)?,
             }
         }
         Ok(all)
@@ -253,16 +261,19 @@ impl Admitter {
         }
     }
 
-    /// Once a second: writes down what waits, and lets go what waits in pools that have no line any more.
+    /// Once a second, and soon after jobs began to wait: writes down what waits, and lets go what waits in pools that have no
+    /// line any more.
     async fn note(
         &mut self,
         dispatch: &Dispatch,
         leadership: &Leadership,
         facts: &LineFacts,
         idle: &HashSet<Name>,
+        is_news: bool,
     ) -> Result<(), StoreError> {
         let begun = Instant::now();
-        if self.note_at.is_some_and(|at| begun < at) {
+        let waits = if is_news { self.note_rests_until } else { self.note_at };
+        if waits.is_some_and(|until| begun < until) {
             return Ok(());
         }
         for _ in 0..LEAVING_AT_ONCE {
@@ -274,38 +285,109 @@ impl Admitter {
         let mut seen: BTreeMap<Name, PoolSeen> = BTreeMap::new();
         for pool in &facts.pools {
             let view = self.pools.entry(pool.clone()).or_default();
-            let mut of_pool = PoolSeen::default();
-            if !idle.contains(pool) {
-                view.find(&dispatch.store, pool).await?;
-                let places = Places::new(pool, &facts.in_flight, &bounds);
-                of_pool = view.count(&dispatch.store, pool, places).await?;
+            if idle.contains(pool) {
+                view.clear();
+                seen.insert(pool.clone(), PoolSeen::default());
+                continue;
             }
-            seen.insert(pool.clone(), of_pool);
+            let places = Places::new(pool, &facts.in_flight, &bounds);
+            match view.see(&dispatch.store, pool, places).await {
+                Ok(of_pool) => drop(seen.insert(pool.clone(), of_pool)),
+                Err(error) => view.fails(error, pool)?,
+            }
         }
         if !seen.is_empty() {
             dispatch.store.note_seen(leadership, &seen).await?;
         }
-        self.note_at = Some(begun + (begun.elapsed() * REST).clamp(FRESH_FOR, NOTED_AFTER));
+        let rest = begun.elapsed() * REST;
+        self.note_at = Some(begun + rest.clamp(FRESH_FOR, NOTED_AFTER));
+        self.note_rests_until = Some(begun + rest.min(NOTED_AFTER));
         Ok(())
     }
 }
 
-/// Publishes what was admitted, and blocks what another job of its session stands before.
-async fn send(dispatch: Dispatch, admitted: Admitted) {
-    let Admitted { due, busy, looked_at: _ } = admitted;
-    if !due.is_empty()
-        && let Err(cause) = dispatch.publish(due).await
-    {
-        warn!(cause = cause.as_dyn(), "what the broker confirmed cannot be noted; these jobs come due again");
+impl LineView {
+    /// Gives a pool's turns, as many as there is room for: in rounds, because a line may have had less than its turns.
+    async fn give(
+        &mut self,
+        pool: &Name,
+        look: &Look<'_>,
+        facts: &mut LineFacts,
+        admitted: &mut Admitted,
+    ) -> Result<Given, StoreError> {
+        let Look { store, leadership, bounds, ahead_s } = look;
+        let mut given = Given::default();
+        let room = window(pool, facts, *ahead_s).saturating_sub(on_its_way(pool, &facts.in_flight));
+        let room = room.min(BATCH);
+        let (mut left, mut round, mut had_less) = (room, 0, true);
+        while left > 0 && had_less && round < ROUNDS {
+            if round == 0 {
+                self.find(store, pool).await?;
+            }
+            let has_workers = facts.capacity.contains_key(pool.as_str());
+            let takes = self.choose(left, &Places::new(pool, &facts.in_flight, bounds), has_workers);
+            if takes.is_empty() {
+                break;
+            }
+            let begun = Instant::now();
+            let now = store.admit(leadership, pool, &takes).await?;
+            if !now.due.is_empty() {
+                given.admitting += begun.elapsed();
+            }
+            had_less = self.note(&takes, &now.looked_at);
+            left = left.saturating_sub(now.due.len() as u64);
+            take_places(&mut facts.in_flight, pool, &takes, &now.looked_at);
+            admitted.due.extend(now.due);
+            admitted.busy.extend(now.busy);
+            round += 1;
+        }
+        given.may_have_more = round == ROUNDS || room == BATCH && left < room;
+        given.is_news = left == 0 && !self.is_noted();
+        Ok(given)
     }
-    if !busy.is_empty()
-        && let Err(cause) = dispatch.store.block(&busy).await
-    {
-        warn!(
-            cause = cause.as_dyn(),
-            "jobs whose sessions are busy cannot be blocked, trying again at their next turn"
-        );
+
+    /// Publishes what was admitted, and blocks what another job of its session stands before.
+    fn send(&mut self, dispatch: &Dispatch, admitted: Admitted) {
+        let Admitted { due, busy, looked_at: _ } = admitted;
+        if !due.is_empty() {
+            let dispatch = dispatch.clone();
+            self.sends(tokio::spawn(async move {
+                if let Err(cause) = dispatch.publish(due).await {
+                    warn!(
+                        cause = cause.as_dyn(),
+                        "what the broker confirmed cannot be noted; these jobs come due again"
+                    );
+                }
+            }));
+        }
+        if !busy.is_empty() {
+            let store = dispatch.store.clone();
+            self.blocks(async move {
+                if let Err(cause) = store.block(&busy).await {
+                    warn!(
+                        cause = cause.as_dyn(),
+                        "jobs whose sessions are busy cannot be blocked, trying again at their next turn"
+                    );
+                }
+            });
+        }
     }
+}
+
+/// Notes the places of those that have their turn now: the next pool finds them taken.
+fn take_places(in_flight: &mut Vec<InFlight>, pool: &Name, takes: &[LineTake], looked_at: &[AdmittedJob]) {
+    let mut given = vec![0; takes.len()];
+    for job in looked_at.iter().filter(|job| job.admitted) {
+        ADMISSION.observe(job.waited.as_secs_f64());
+        given[job.line] += 1;
+    }
+    in_flight.extend(takes.iter().zip(given).map(|(take, jobs)| InFlight {
+        pool: pool.to_string(),
+        tenant: take.place.tenant.clone(),
+        line: take.place.line.clone(),
+        running: false,
+        jobs,
+    }));
 }
 
 /// How many jobs of a pool may be on their way to its workers.

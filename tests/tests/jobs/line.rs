@@ -1,5 +1,10 @@
 //! In a pool with a line, whose turn it is follows from the rules: begun jobs, lanes, tenants, limit keys, order; and
-//! nothing is lost on the way.
+//! nothing is lost on the way. Here are the rules; turns, limits, outages and crowds have a file each.
+
+mod turns;
+mod limits;
+mod outages;
+mod crowds;
 
 use std::time::Duration;
 
@@ -9,6 +14,9 @@ use store::{Accepted, End, Leadership, LinePlace, LineTake, Store};
 use tests::{Database, Fleet, Runner, claimed, job, until};
 
 const LEASE: Duration = Duration::from_secs(60);
+/// Counts the jobs with the key `k` that have a place.
+const AT_WORK: &str =
+    "SELECT count(*) FROM harness_jobs WHERE line = 'k' AND state IN ('publishing', 'queued', 'running')";
 
 fn name(text: &str) -> Name {
     text.parse().expect("a name")
@@ -33,6 +41,20 @@ async fn states(store: &Store, jobs: &[JobSpec]) -> Vec<JobState> {
     let ids: Vec<_> = jobs.iter().map(|job| job.job_id).collect();
     let views = store.jobs(&ids).await.expect("the ledger");
     ids.iter().map(|id| views.iter().find(|view| view.job_id == *id).expect("a job").state).collect()
+}
+
+async fn create_tenants(fleet: &Fleet, tenants: &[&str]) {
+    for tenant in tenants {
+        let ran = fleet.producer(&["tenants", "create", tenant]).await;
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
+}
+
+/// Waits until who admits has looked with what is set now: what it has read of that is at most a second old.
+async fn looked(fleet: &Fleet) {
+    let then = fleet.database.texts("SELECT (now() + interval '1.5 seconds')::text").await.remove(0);
+    let seen = format!("SELECT count(*) FROM harness_pools WHERE seen_at > '{then}'");
+    until("who admits has looked", async || (fleet.database.count(&seen).await > 0).then_some(())).await;
 }
 
 #[tokio::test]
@@ -164,14 +186,12 @@ async fn a_fleet_with_a_line_ends_every_job_and_keeps_to_limits() {
             _ => job(&format!("o-{n}"), "echo", json!(n)),
         })
         .collect();
-    let _worker = fleet.worker("worker").set("SLOTS", 8).start().await;
+    let _worker = fleet.worker("worker").set("WORKER_SLOTS", 8).start().await;
     fleet.enqueue(&jobs).await;
-    let at_work =
-        "SELECT count(*) FROM harness_jobs WHERE line = 'k' AND state IN ('publishing', 'queued', 'running')";
     let mut most = 0;
     for spec in &jobs {
         until("it has ended", async || {
-            most = most.max(fleet.database.count(at_work).await);
+            most = most.max(fleet.database.count(AT_WORK).await);
             let view = fleet.view(spec.job_id).await?;
             view.state.is_end().then_some(())
         })
@@ -198,7 +218,7 @@ async fn what_holds_a_job_back_is_said_and_is_no_demand() {
             ..job(&format!("t-{n}"), "scripted", json!({"iterations": [{"delay_ms": 60_000}]}))
         })
         .collect();
-    let _worker = fleet.worker("worker").set("SLOTS", 4).start().await;
+    let _worker = fleet.worker("worker").set("WORKER_SLOTS", 4).start().await;
     fleet.enqueue(&theirs).await;
     fleet.enqueue(std::slice::from_ref(&keyed)).await;
     let running = "SELECT count(*) FROM harness_jobs WHERE state = 'running'";
@@ -264,20 +284,18 @@ async fn admitters_that_are_killed_in_turn_lose_nothing_and_pass_no_limit() {
         .collect();
     let mut worker = fleet.worker("worker-0").short_lease().start().await;
     fleet.enqueue(&jobs).await;
-    let at_work =
-        "SELECT count(*) FROM harness_jobs WHERE line = 'k' AND state IN ('publishing', 'queued', 'running')";
     let left = "SELECT count(*) FROM harness_jobs";
     let mut most = 0;
     for round in 1..4 {
         let until = std::time::Instant::now() + Duration::from_millis(1_500);
         while std::time::Instant::now() < until {
-            most = most.max(fleet.database.count(at_work).await);
+            most = most.max(fleet.database.count(AT_WORK).await);
         }
         worker.kill();
         worker = fleet.worker(&format!("worker-{round}")).short_lease().start().await;
     }
     until("all have ended", async || {
-        most = most.max(fleet.database.count(at_work).await);
+        most = most.max(fleet.database.count(AT_WORK).await);
         (fleet.database.count(left).await == 0).then_some(())
     })
     .await;

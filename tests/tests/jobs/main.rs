@@ -33,6 +33,7 @@ mod transcripts;
 mod forged;
 mod acceptance;
 mod transactional_enqueue;
+mod killed_leaders;
 mod inbox;
 mod migrating;
 mod audit;

@@ -77,6 +77,7 @@ async fn every_job_and_worker_is_counted_in_its_pool_by_what_it_does() {
         due_soon: 2,
         oldest_waiting_ms: Some(waited),
         in_line: 0,
+        line_is_old: false,
         oldest_in_line_ms: None,
         workers: 2,
         slots: 3,

@@ -77,6 +77,20 @@ async fn a_leadership_that_has_lapsed_or_was_given_up_is_another_one_in_the_same
 }
 
 #[tokio::test]
+async fn a_leader_that_begins_anew_leads_under_another_epoch() {
+    let database = Database::new().await;
+    let store = database.store();
+    let leader = dispatch::Leader::new("fleet".to_owned(), LONG, |_| {});
+    leader.contend(&store).await.unwrap();
+    let first = leader.leadership().expect("nobody else leads");
+    leader.begin_anew(&store).await.unwrap();
+    assert!(leader.leadership().is_none());
+    assert_eq!(store.decide(&first, &[decision("a")]).await.unwrap(), [Fenced::Lost]);
+    leader.contend(&store).await.unwrap();
+    assert!(leader.leadership().expect("nobody else leads").epoch > first.epoch);
+}
+
+#[tokio::test]
 async fn a_contender_with_a_shorter_lease_takes_nothing_from_a_leader_that_lives() {
     let database = Database::new().await;
     let store = database.store();

@@ -117,3 +117,28 @@ fn the_rate_limits_hold_from_zero_too_where_they_allow_more_than_one() {
     policy.scale_up = Policy::default().scale_up;
     assert_eq!(once(&seen(NOW_MS, 50, 0), &policy), (5, Reason::ScaleUpLimit));
 }
+
+#[test]
+fn what_waits_in_line_wakes_the_pool_as_messages_do() {
+    // A pool without workers has one job in its queue, however many wait in line.
+    let mut look = seen(NOW_MS, 1, 0);
+    ledger(&mut look).in_line = 19;
+    let policy = Policy { activation: 3, ..plain() };
+    assert_eq!(once(&look, &policy), (20, Reason::Demand));
+    ledger(&mut look).in_line = 1;
+    assert_eq!(once(&look, &policy), (0, Reason::Activation));
+}
+
+#[test]
+fn a_line_that_nobody_looks_at_gets_its_first_worker_and_changes_nothing_else() {
+    let of = |workers| {
+        let mut look = seen(NOW_MS, 0, workers);
+        ledger(&mut look).in_line = 500;
+        ledger(&mut look).line_is_old = true;
+        once(&look, &Policy { activation: 3, ..plain() })
+    };
+    assert_eq!(of(0), (1, Reason::LineStale));
+    for workers in [1, 10, 600] {
+        assert_eq!(of(workers), (workers, Reason::LineStale));
+    }
+}

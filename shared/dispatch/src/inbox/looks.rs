@@ -6,7 +6,6 @@
 //! the looks in between go on where the last one was: of the tenants of which there is more, each behind its place, and for
 //! others behind the last row of all that was seen.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::time::Duration;
@@ -140,12 +139,22 @@ impl Looks {
         dispatch: &Dispatch,
         rows: &mut Vec<InboxRow>,
     ) -> Result<(), StoreError> {
-        let tenants: BTreeSet<Tenant> = rows.iter().map(|row| row.tenant.clone()).collect();
-        for tenant in tenants {
-            if let Entry::Vacant(place) = self.room.entry(tenant) {
-                let room = room_of(dispatch, place.key()).await?;
-                place.insert((Instant::now(), room));
-            }
+        let tenants: BTreeSet<&Tenant> = rows.iter().map(|row| &row.tenant).collect();
+        let uncounted = tenants.into_iter().filter(|tenant| !self.room.contains_key(*tenant));
+        let uncounted: Vec<Tenant> = uncounted.cloned().collect();
+        let bounds = match uncounted.is_empty() {
+            true => HashMap::new(),
+            false => dispatch.store.max_waiting(&uncounted).await?,
+        };
+        for tenant in uncounted {
+            let room = match bounds.get(&tenant) {
+                Some(most) => {
+                    let waiting = dispatch.store.count_waiting_of(&tenant, *most).await?;
+                    Some(u64::from(*most).saturating_sub(waiting))
+                }
+                None => None,
+            };
+            self.room.insert(tenant, (Instant::now(), room));
         }
         rows.retain(|row| match self.room.get_mut(&row.tenant) {
             Some((_, Some(0))) => false,
@@ -157,12 +166,4 @@ impl Looks {
         });
         Ok(())
     }
-}
-
-/// How many more of a tenant's jobs may wait; `None` without a bound.
-async fn room_of(dispatch: &Dispatch, tenant: &Tenant) -> Result<Option<u64>, StoreError> {
-    let limits = dispatch.store.tenant_limits(tenant).await?;
-    let Some(most) = limits.and_then(|limits| limits.max_waiting) else { return Ok(None) };
-    let waiting = dispatch.store.count_waiting_of(tenant, most).await?;
-    Ok(Some(u64::from(most).saturating_sub(waiting)))
 }

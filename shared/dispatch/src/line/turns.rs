@@ -63,6 +63,11 @@ impl<'a> Places<'a> {
         by_tenant.into_iter().chain(by_key).min_by_key(|(left, _)| *left)
     }
 
+    /// Whether something bounds the tenant's jobs over all pools.
+    pub(super) fn is_bounded(&self, tenant: &str) -> bool {
+        self.bounds.max_running.contains_key(tenant)
+    }
+
     /// Gives places here.
     pub(super) fn take(&mut self, tenant: &'a str, line: &'a str, jobs: u64) {
         *self.here.entry(tenant).or_default() += jobs;

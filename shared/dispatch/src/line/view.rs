@@ -2,17 +2,19 @@
 //!
 //! Lines are found by going from one to the next. Where there are many, or where many jobs have left whose rows Postgres cannot
 //! remove yet (a long snapshot elsewhere), that takes long: then a part at a time, and with rests. Reading goes on behind the
-//! last job that was looked at, so it pays for neither.
+//! last job that was looked at, so it pays for neither. A line that was not found from the first one to the last has no jobs, and
+//! is forgotten: it would have turns for nothing.
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Included};
 use std::ops::RangeBounds;
 use std::time::Duration;
 
-use job::Name;
-use store::{AdmittedJob, LinePlace, LineTake, PoolSeen, Store, StoreError};
+use job::{Name, Trouble};
+use store::{AdmittedJob, LineCount, LinePlace, LineTake, PoolSeen, Store, StoreError};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tracing::warn;
 
 use super::turns::{Held, LineId, Places, Turns, id};
 use crate::tick::REST;
@@ -24,16 +26,20 @@ pub(super) const SLOW: Duration = Duration::from_millis(5);
 /// Up to this lane jobs are wanted soon: they are found for themselves.
 const SOON: i16 = 1;
 const LAST: i16 = 3;
-/// Lines that are offered a turn at a time, and that are counted; and how many jobs are counted in all.
+/// Lines that are offered a turn at a time, and that are counted at a time; and how many jobs are counted in these.
 const OFFERED: usize = 4_096;
 const COUNTED: usize = 2_000;
 const COUNTED_JOBS: i64 = 10_000;
 
+/// While one transaction's jobs are sent, those of the next one are admitted.
+const SENDING: usize = 2;
+/// How long a pool rests on which a statement has failed, while the others go on.
+const RESTS: Duration = Duration::from_secs(1);
+
 /// What is remembered.
 #[derive(Debug, Default)]
 pub(super) struct LineView {
-    /// The places behind which the lines are read.
-    lines: BTreeMap<LineId, i64>,
+    lines: BTreeMap<LineId, Line>,
     soon: Finder,
     rest: Finder,
     turns: Turns,
@@ -41,13 +47,34 @@ pub(super) struct LineView {
     offered_soon: Option<LineId>,
     offered: Option<LineId>,
     counted: Option<LineId>,
-    /// What was admitted last is on its way to the broker.
-    sending: Option<JoinHandle<()>>,
+    /// What was admitted is on its way to the broker.
+    sending: Vec<JoinHandle<()>>,
+    /// Jobs that came before their turn in their session are being blocked.
+    blocking: Option<JoinHandle<()>>,
+    /// Whether the last note says that jobs wait here.
+    noted: bool,
+    trouble: Trouble,
+    rests_until: Option<Instant>,
 }
+
+/// A line that has jobs.
+#[derive(Debug, Default)]
+struct Line {
+    /// The place behind which it is read.
+    behind: i64,
+    /// The round in which it was found.
+    round: u64,
+    /// What it had when it was counted last, without what had its turn since. A line that was not counted yet has a job.
+    count: Option<LineCount>,
+}
+
+const ONE_JOB: LineCount = LineCount { jobs: 1, sessions: 1, oldest_ms: 0 };
 
 /// How far the lines were found.
 #[derive(Debug)]
 struct Finder {
+    /// From the first line to the last is a round.
+    round: u64,
     behind: Option<LinePlace>,
     page: i32,
     again: Option<Instant>,
@@ -55,7 +82,7 @@ struct Finder {
 
 impl Default for Finder {
     fn default() -> Finder {
-        Finder { behind: None, page: PAGE.0, again: None }
+        Finder { round: 1, behind: None, page: PAGE.0, again: None }
     }
 }
 
@@ -66,7 +93,7 @@ impl Finder {
         store: &Store,
         pool: &Name,
         lanes: (i16, i16),
-        lines: &mut BTreeMap<LineId, i64>,
+        lines: &mut BTreeMap<LineId, Line>,
     ) -> Result<(), StoreError> {
         let begun = Instant::now();
         if self.again.is_some_and(|again| begun < again) {
@@ -82,15 +109,25 @@ impl Finder {
             false => (self.page * 2).min(PAGE.0),
         };
         self.again = (took > SLOW).then(|| begun + took * REST);
-        lines.extend(found.into_iter().map(|place| (id(&place), place.behind)));
+        for place in found {
+            let line = lines.entry(id(&place)).or_default();
+            (line.behind, line.round) = (place.behind, self.round);
+        }
+        if self.behind.is_none() {
+            let first = |lane| (lane, String::new(), String::new());
+            let of_these = first(lanes.0)..first(lanes.1 + 1);
+            lines.extract_if(of_these, |_, line| line.round != self.round).for_each(drop);
+            self.round += 1;
+        }
         Ok(())
     }
 }
 
 impl LineView {
-    /// Whether what was admitted last is on its way to the broker yet. A queue that does not confirm holds up its own pool.
-    pub(super) fn is_sending(&self) -> bool {
-        self.sending.as_ref().is_some_and(|sending| !sending.is_finished())
+    /// Whether so much is on its way to the broker that no more is admitted. A queue that does not confirm holds up its own pool.
+    pub(super) fn is_sending(&mut self) -> bool {
+        self.sending.retain(|sending| !sending.is_finished());
+        self.sending.len() >= SENDING
     }
 
     /// Whether no line is known.
@@ -100,15 +137,49 @@ impl LineView {
 
     /// Notes that something is on its way.
     pub(super) fn sends(&mut self, sending: JoinHandle<()>) {
-        self.sending = Some(sending);
+        self.sending.push(sending);
     }
 
     /// Waits until nothing is on its way.
     pub(super) async fn sent(&mut self) {
-        if let Some(sending) = self.sending.take() {
+        for sending in self.sending.drain(..) {
             // It logs what goes wrong.
             let _ = sending.await;
         }
+    }
+
+    /// Blocks jobs in the background, unless others are being blocked: then these are found again.
+    pub(super) fn blocks(&mut self, blocking: impl Future<Output = ()> + Send + 'static) {
+        if self.blocking.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.blocking = Some(tokio::spawn(blocking));
+        }
+    }
+
+    /// Notes a failure that may lie in this pool alone: it rests, and the others go on. Any other one is returned.
+    pub(super) fn fails(&mut self, error: StoreError, pool: &Name) -> Result<(), StoreError> {
+        if !error.may_lie_in_one_call() {
+            return Err(error);
+        }
+        self.rests_until = Some(Instant::now() + RESTS);
+        if self.trouble.begins() {
+            warn!(%pool, cause = error.as_dyn(), "jobs that wait in this pool's line cannot be admitted, retrying");
+        }
+        Ok(())
+    }
+
+    /// Notes that the statements of this pool work.
+    pub(super) fn works(&mut self) {
+        self.rests_until = None;
+        self.trouble.ends();
+    }
+
+    pub(super) fn rests(&self) -> bool {
+        self.rests_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Whether the last note says that jobs wait here.
+    pub(super) fn is_noted(&self) -> bool {
+        self.noted
     }
 
     /// Finds lines that have jobs.
@@ -117,10 +188,13 @@ impl LineView {
         self.rest.find(store, pool, (SOON + 1, LAST), &mut self.lines).await
     }
 
-    /// How many jobs of which lines have their turn now.
-    pub(super) fn choose(&mut self, room: u64, places: &Places<'_>) -> Vec<LineTake> {
+    /// How many jobs of which lines have their turn now. A pool without workers gets no place that is missing in another one.
+    pub(super) fn choose(&mut self, room: u64, places: &Places<'_>, has_workers: bool) -> Vec<LineTake> {
         // What a bound holds back stands in nobody's way.
-        let may_run = |(_, tenant, line): &LineId| places.left(tenant, line).is_none_or(|(left, _)| left > 0);
+        let may_run = |(_, tenant, line): &LineId| {
+            (has_workers || !places.is_bounded(tenant))
+                && places.left(tenant, line).is_none_or(|(left, _)| left > 0)
+        };
         let (first, not_soon) = ((0, String::new(), String::new()), (SOON + 1, String::new(), String::new()));
         let mut offered = self.page(&first..&not_soon, self.offered_soon.as_ref(), OFFERED / 2, may_run);
         self.offered_soon = offered.last().map(id);
@@ -130,30 +204,53 @@ impl LineView {
         self.turns.choose(room, &offered, &mut places.clone())
     }
 
-    /// Notes what the lines had. Returns whether one of them may have more.
+    /// Notes what the lines had. Returns whether one of them had less than its turns, so that others may have these.
     pub(super) fn note(&mut self, takes: &[LineTake], looked_at: &[AdmittedJob]) -> bool {
-        let mut may_have_more = false;
+        let mut one_had_less = false;
         let mut got = vec![(0u64, 0u64); takes.len()];
         for job in looked_at {
             let Some(LineTake { place, .. }) = takes.get(job.line) else { continue };
             got[job.line].0 += 1;
             got[job.line].1 += u64::from(job.admitted);
-            self.lines.insert(id(place), job.seq);
+            if let Some(line) = self.lines.get_mut(&id(place)) {
+                line.behind = job.seq;
+            }
         }
         for (take, (looked_at, admitted)) in takes.iter().zip(got) {
             self.turns.refund(&take.place, u64::from(take.most) - admitted);
+            one_had_less |= admitted < u64::from(take.most);
             if looked_at < u64::from(take.most) {
                 self.lines.remove(&id(&take.place));
-            } else {
-                may_have_more = true;
+            } else if let Some(count) =
+                self.lines.get_mut(&id(&take.place)).and_then(|line| line.count.as_mut())
+            {
+                count.jobs = count.jobs.saturating_sub(admitted).max(1);
+                count.sessions = count.sessions.saturating_sub(admitted).max(1);
             }
         }
         self.turns.forget(self.lines.len());
-        may_have_more
+        one_had_less
     }
 
-    /// Counts what waits, and what of it could run.
-    pub(super) async fn count(
+    /// Notes that nothing waits here.
+    pub(super) fn clear(&mut self) {
+        self.lines.clear();
+        self.noted = false;
+    }
+
+    /// Finds lines, and counts what waits.
+    pub(super) async fn see(
+        &mut self,
+        store: &Store,
+        pool: &Name,
+        places: Places<'_>,
+    ) -> Result<PoolSeen, StoreError> {
+        self.find(store, pool).await?;
+        self.count(store, pool, places).await
+    }
+
+    /// Counts what waits, and what of it could run. Of many lines some are counted anew, and the others are as they were.
+    async fn count(
         &mut self,
         store: &Store,
         pool: &Name,
@@ -163,12 +260,17 @@ impl LineView {
         let lines = self.page(&all.., self.counted.as_ref(), COUNTED, |_| true);
         self.counted = lines.last().map(id);
         let mut seen = PoolSeen { lines: self.lines.len() as u64, ..PoolSeen::default() };
-        if lines.is_empty() {
-            return Ok(seen);
+        if !lines.is_empty() {
+            let of_each = COUNTED_JOBS / lines.len() as i64 + 1;
+            let counts = store.count_lines(pool, &lines, of_each).await?;
+            for (place, count) in lines.iter().zip(counts) {
+                if let Some(line) = self.lines.get_mut(&id(place)) {
+                    line.count = Some(count);
+                }
+            }
         }
-        let of_each = COUNTED_JOBS / lines.len() as i64 + 1;
-        let counts = store.count_lines(pool, &lines, of_each).await?;
-        for (LinePlace { lane, tenant, line, .. }, count) in lines.iter().zip(&counts) {
+        for ((lane, tenant, line), Line { count, .. }) in &self.lines {
+            let count = count.as_ref().unwrap_or(&ONE_JOB);
             *match lane {
                 0 => &mut seen.begun,
                 1 => &mut seen.high,
@@ -189,6 +291,7 @@ impl LineView {
             }
             places.take(tenant, line, run);
         }
+        self.noted = seen.waiting() > 0;
         Ok(seen)
     }
 
@@ -204,7 +307,7 @@ impl LineView {
         let rest = self.lines.range::<LineId, _>((behind.map_or(start, Excluded), end));
         let first =
             behind.into_iter().flat_map(|last| self.lines.range::<LineId, _>((start, Included(last))));
-        let place = |((lane, tenant, line), behind): (&LineId, &i64)| LinePlace {
+        let place = |((lane, tenant, line), Line { behind, .. }): (&LineId, &Line)| LinePlace {
             lane: *lane,
             tenant: tenant.clone(),
             line: line.clone(),

@@ -3,9 +3,11 @@
 //! The rate limit is GCRA: a theoretical arrival time, which each granted job moves on by one interval, and which may
 //! lie ahead of the present by the burst. It is by Postgres's clock, so doors need not agree about the time.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use job::Tenant;
+use tokio_postgres::Row;
 
 use crate::database::query;
 use crate::{Store, StoreError};
@@ -77,6 +79,9 @@ pub struct RateAnswer {
 const LIMITS: &str = "
     SELECT max_waiting::bigint, rate_per_s, burst::bigint FROM harness_tenants WHERE name = $1";
 
+const MAX_WAITING: &str = "
+    SELECT name, max_waiting::bigint FROM harness_tenants WHERE name = ANY($1) AND max_waiting IS NOT NULL";
+
 /// The clock is read under the row's lock. An arrival time further ahead than the burst was written before a clock was
 /// set back or a limit was changed, and counts as an empty burst.
 const TAKE: &str = "
@@ -99,6 +104,14 @@ impl Store {
             let rate = row.get::<_, Option<f64>>(1);
             TenantLimits { max_waiting: count(0), rate: rate.map(|per_s| Rate::bounded(per_s, count(2))) }
         }))
+    }
+
+    /// Returns how many jobs of these tenants may wait, of those that have a bound.
+    pub async fn max_waiting(&self, tenants: &[Tenant]) -> Result<HashMap<Tenant, u32>, StoreError> {
+        let names: Vec<&str> = tenants.iter().map(Tenant::as_str).collect();
+        let rows = query(&self.pool, "max_waiting", MAX_WAITING, &[&names]).await?;
+        let bound = |row: &Row| Some((row.get::<_, &str>(0).parse().ok()?, row.get::<_, i64>(1) as u32));
+        Ok(rows.iter().filter_map(bound).collect())
     }
 
     /// Takes jobs out of a tenant's rate, over all doors.

@@ -129,12 +129,20 @@ const ADMIT: &str = concat!(
 );
 
 /// Under their sessions' locks: what has another job of its session before it waits for that one's end. So do others of
-/// these sessions in the line, up to a bound: a session with a long backlog would have one turn after the other for nothing.
+/// these sessions in the line, up to a bound, in their order: a session with a long backlog would have one turn after the other
+/// for nothing. Those before have been blocked already.
 const BLOCK: &str = "
     WITH known AS (
         SELECT job_id, session_id, seq FROM harness_jobs
-         WHERE job_id = ANY($1 || ARRAY(SELECT job_id FROM harness_jobs
-                                         WHERE session_id = ANY($2) AND state = 'waiting' AND epoch = 0 LIMIT 2000))
+         WHERE job_id = ANY($1 || ARRAY(
+               SELECT n.job_id
+                 FROM unnest($1::uuid[], $2::text[]) AS b(job_id, session_id)
+                CROSS JOIN LATERAL (
+                      SELECT job_id FROM harness_jobs o
+                       WHERE o.session_id = b.session_id AND o.state = 'waiting' AND o.epoch = 0
+                         AND o.seq > (SELECT seq FROM harness_jobs WHERE job_id = b.job_id)
+                       ORDER BY o.seq LIMIT 2000) n
+                LIMIT 2000))
            AND state = 'waiting' AND epoch = 0 AND coalesce(message ->> 'on_busy', 'enqueue') = 'enqueue'
          ORDER BY job_id FOR UPDATE
     )

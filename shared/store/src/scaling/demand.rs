@@ -28,8 +28,9 @@ pub struct PoolDemand {
     /// How long the oldest job that could run (queued, being published, or due) has waited, in milliseconds.
     pub oldest_waiting_ms: Option<u64>,
     /// Jobs in the pool's line that could run: that no limit, no bound of a tenant and no job of their session holds back.
-    /// While no admitter has looked lately, all that wait there; counted up to 10,000.
     pub in_line: u64,
+    /// Whether jobs wait there and no admitter has looked lately: `in_line` is all of them then, counted up to 10,000.
+    pub line_is_old: bool,
     /// How long the oldest of these has waited, in milliseconds.
     pub oldest_in_line_ms: Option<u64>,
     /// Workers that take jobs: their lease is fresh, and they do not drain.
@@ -104,7 +105,7 @@ const READ_HELD: &str = "
     SELECT worker_id, pool, count(*) FROM harness_jobs WHERE worker_id IS NOT NULL GROUP BY worker_id, pool";
 
 /// A job's age counts from when it first could run, not from when its message was published last. In a pool with a line it
-/// counts from its turn: before that, no queue had it.
+/// counts from its turn: before that, no queue had it, and how long it waits says nothing of the queue.
 const READ_WAITING: &str = "
     SELECT (SELECT count(*) FROM (SELECT FROM harness_jobs
                                    WHERE state = 'blocked' AND pool = p.pool LIMIT 10000) blocked),
@@ -118,14 +119,16 @@ const READ_WAITING: &str = "
                  WHERE state = 'queued' AND pool = p.pool ORDER BY state_since LIMIT 1),
                (SELECT CASE WHEN l.line THEN state_since ELSE due_at END FROM harness_jobs
                  WHERE state = 'publishing' AND pool = p.pool ORDER BY state_since LIMIT 1),
-               (SELECT due_at FROM harness_jobs WHERE state = 'scheduled' AND pool = p.pool AND due_at <= now()
-                 ORDER BY due_at LIMIT 1))) * 1000)::bigint,
+               CASE WHEN l.line THEN NULL ELSE
+                    (SELECT due_at FROM harness_jobs WHERE state = 'scheduled' AND pool = p.pool AND due_at <= now()
+                      ORDER BY due_at LIMIT 1) END)) * 1000)::bigint,
            (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
            CASE WHEN l.fresh THEN l.could_run
                 WHEN l.line THEN (SELECT count(*) FROM (SELECT FROM harness_jobs
                                                          WHERE state = 'waiting' AND pool = p.pool LIMIT 10000) waiting)
                 ELSE 0 END,
-           CASE WHEN l.fresh AND l.could_run > 0 THEN (l.seen ->> 'oldest_ms')::bigint END
+           CASE WHEN l.fresh AND l.could_run > 0 THEN (l.seen ->> 'oldest_ms')::bigint END,
+           l.line AND NOT l.fresh
       FROM unnest($1::text[]) WITH ORDINALITY AS p(pool, turn)
       LEFT JOIN LATERAL (SELECT line, could_run, seen, line AND seen_at > now() - interval '10 seconds' AS fresh
                            FROM harness_pools h WHERE h.pool = p.pool OFFSET 0) l ON true
@@ -159,6 +162,7 @@ impl Store {
                 due_soon: count(1),
                 oldest_waiting_ms: row.get::<_, Option<i64>>(2).map(|ms| ms.max(0).unsigned_abs()),
                 in_line: count(4),
+                line_is_old: count(4) > 0 && row.get::<_, Option<bool>>(6).unwrap_or_default(),
                 oldest_in_line_ms: row.get::<_, Option<i64>>(5).map(|ms| ms.max(0).unsigned_abs()),
                 ..PoolDemand::default()
             };

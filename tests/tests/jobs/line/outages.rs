@@ -1,0 +1,68 @@
+//! The broker goes away, or who admits dies in the middle: jobs of the line run once all the same.
+
+use std::time::Duration;
+
+use job::{JobSpec, JobState};
+use store::Accepted;
+use tests::{Fleet, OwnBroker, steps, until, until_ok};
+
+use super::{first, name, states};
+
+#[tokio::test]
+async fn jobs_that_wait_in_line_while_the_broker_is_away_run_once_when_it_is_back() {
+    let (fleet, own) = (Fleet::new().await, OwnBroker::start().await);
+    fleet.line("default").await;
+    let worker = fleet.worker("worker").set("WORKER_SLOTS", 2).set("AMQP_URL", &own.url).start().await;
+    let before: Vec<JobSpec> = (0..30).map(|n| steps(n, 1, 200)).collect();
+    fleet.store.accept(&before).await.unwrap();
+    fleet.ended(before[0].job_id).await;
+    own.stop().await;
+    until("the broker is missed", async || (worker.get("/ready").await.0 == 503).then_some(())).await;
+    let during: Vec<JobSpec> = (30..60).map(|n| steps(n, 1, 20)).collect();
+    let waiting = Accepted::New(JobState::Waiting);
+    assert!(fleet.store.accept(&during).await.unwrap().iter().all(|answer| *answer == waiting));
+    // What was on its way ends, or comes back.
+    let running = "SELECT count(*) FROM harness_jobs WHERE state = 'running'";
+    until("nothing runs", async || (fleet.database.count(running).await == 0).then_some(())).await;
+    super::looked(&fleet).await;
+    assert_eq!(states(&fleet.store, &during).await, [JobState::Waiting; 30]);
+    let left = "SELECT count(*) FROM harness_jobs WHERE state = 'waiting'";
+    let left = fleet.database.count(left).await;
+    assert!(left > 40, "{left} wait");
+    own.start_again().await;
+    fleet.undisturbed(&[before, during].concat()).await;
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_results").await, 60);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_dies_between_pick_and_publish_loses_no_job() {
+    let fleet = Fleet::new().await;
+    fleet.line("default").await;
+    // The queue is there, so that nobody takes the jobs for those of a deleted one.
+    let mut earlier = fleet.worker("earlier").start().await;
+    earlier.terminate();
+    assert_eq!(earlier.exit().await, 0);
+    let jobs: Vec<JobSpec> = (0..3).map(|n| steps(n, 1, 10)).collect();
+    fleet.store.accept(&jobs).await.unwrap();
+    let pool = name("default");
+    // It has its lease to the end, as a process that was killed.
+    let lease = Duration::from_secs(5);
+    let leads = fleet.store.lead("admission", "killed", lease).await.unwrap().expect("nobody else leads");
+    let admitted = fleet.store.admit(&leads, &pool, &[first(2, "default", "", 2)]).await.unwrap();
+    assert_eq!(admitted.due.len(), 2);
+    drop(admitted);
+    let picked = [JobState::Publishing, JobState::Publishing, JobState::Waiting];
+    assert_eq!(states(&fleet.store, &jobs).await, picked);
+    let worker = fleet.worker("worker").start().await;
+    let look = async || match states(&fleet.store, &jobs).await {
+        states if states[2].is_end() => Ok(states),
+        states => Err(states),
+    };
+    let states = until_ok("the one that was not picked has ended", look).await;
+    assert!(!states.contains(&JobState::Failed), "{states:?}");
+    worker.said("jobs whose publish was never confirmed are due again").await;
+    fleet.undisturbed(&jobs).await;
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_results").await, 3);
+    fleet.database.audited().await;
+}
