@@ -182,7 +182,7 @@ pub trait Ledger: Send + Sync + 'static {
     /// make it cost less. The program may still ask another model.
     fn note_spent(&self, most: Usd);
 
-    /// Notes that the wait of a request for room was over, and its program was told to try again later.
+    /// Notes that the wait of a request for room was over, and that its program was asked to try again later.
     fn note_busy(&self) {}
 
     /// Records what became of a call, once, and stores its answer. It must work after the attempt's lease is lost, and
