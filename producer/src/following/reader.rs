@@ -201,7 +201,9 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
     for (number, question) in questions.iter().enumerate() {
         if let Followed::Session(session) = &question.followed {
             let version = live_of.get(session).map_or(0, |of| of.version);
-            let known = ended.of(session).len() as i64 - question.left as i64;
+            // What was counted long ago says nothing of what has come since. What was left by a reading is counted by it.
+            let since = if question.left == 0 { question.since } else { i64::MIN };
+            let known = ended.ended_since(session, since) as i64 - question.left as i64;
             if question.version.is_none_or(|last| version - last > known) {
                 // As many as are certainly missing; unknown in a stream that goes on behind an earlier one.
                 let missing = question.version.map(|last| version - last - known);
@@ -239,7 +241,7 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
                 version = Some(of.as_ref().map_or(0, |of| of.version));
                 match looks[number] {
                     Look::Whole => {}
-                    Look::Later => (version, since) = (None, question.since),
+                    Look::Later => (version, since) = (question.version, question.since),
                     Look::Cut(missed) => seen.missed = missed,
                 }
                 seen.live = of.map(|of| of.live).unwrap_or_default();
@@ -372,6 +374,12 @@ impl Ends {
             let ended = view.map(|view| Ended { view: Arc::new(view), epoch, started_ms, finished_ms });
             self.found.insert(job_id, Found { job_id, session, ended });
         }
+    }
+
+    /// How many of a session were found that have ended since then, or whose end was not read.
+    fn ended_since(&self, session: &SessionKey, since: i64) -> usize {
+        let found = self.of(session).iter().filter_map(|job_id| self.found.get(job_id));
+        found.filter(|found| found.ended.as_ref().is_none_or(|ended| ended.finished_ms >= since)).count()
     }
 
     /// All that were found of a session.

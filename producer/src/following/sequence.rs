@@ -160,15 +160,15 @@ impl Sequence {
         let (begins, others): (Vec<_>, Vec<_>) =
             changed.into_iter().partition(|job| job.state == JobState::Running);
         for job in begins {
-            events.push((self.next(seen), Event::State(job.clone())));
+            events.push((self.next(), Event::State(job.clone())));
         }
         for step in seen.steps.iter().filter(|step| step.place > self.position.place).collect::<Vec<_>>() {
             self.position.place = step.place;
             self.count(step.job_id, step.iterations);
-            events.push((self.next(seen), Event::Iteration(step.clone())));
+            events.push((self.next(), Event::Iteration(step.clone())));
         }
         for job in others {
-            events.push((self.next(seen), Event::State(job.clone())));
+            events.push((self.next(), Event::State(job.clone())));
         }
         let is_short = match seen.missed {
             Missed::Nothing => false,
@@ -176,16 +176,21 @@ impl Sequence {
             Missed::Now => true,
         };
         if is_short {
-            events.push((self.next(seen), Event::EndsGap));
+            events.push((self.next(), Event::EndsGap));
         }
         for ended in seen.ended.iter().filter(|ended| !self.was_shown(ended)).collect::<Vec<_>>() {
             let (view, gone) = (&ended.view, self.gone(ended));
             if gone > 0 {
                 self.count(view.job_id, gone);
-                events.push((self.next(seen), Event::Gap(view.job_id, gone)));
+                events.push((self.next(), Event::Gap(view.job_id, gone)));
             }
-            events.push((self.next(seen), Event::End(view.clone())));
+            events.push((self.next(), Event::End(view.clone())));
             self.forget(view.job_id);
+        }
+        // Only behind the last one has all of the reading been shown: a stream that is cut before it begins from further back.
+        if let Some((last, _)) = events.last_mut() {
+            self.position.at = seen.at.max(self.position.at);
+            last.at = self.position.at;
         }
         // Of a part of what there is, `at` is 0.
         self.catches_up &= seen.at == 0;
@@ -257,8 +262,8 @@ impl Sequence {
         }
     }
 
-    fn next(&mut self, seen: &Seen) -> Position {
-        self.position.at = seen.at.max(self.position.at + 1);
+    fn next(&mut self) -> Position {
+        self.position.at += 1;
         self.position
     }
 }
@@ -416,7 +421,7 @@ mod tests {
         let short = Seen { missed: Missed::WhileAway, ..seen(2_000_000, vec![], vec![], vec![ended(2)]) };
         let rest = resumed.events(&short);
         assert_eq!(shown(&rest), ["gap of ends", "end succeeded"]);
-        assert_eq!((rest[0].0.at, rest[1].0.at), (2_000_000, 2_000_001));
+        assert_eq!((rest[0].0.at, rest[1].0.at), (1_000_002, 2_000_000));
         // What is read for a stream that comes later is neither new here nor a gap.
         let again = Seen { missed: Missed::WhileAway, ..seen(2_000_100, vec![], vec![], vec![ended(3)]) };
         assert!(resumed.events(&again).is_empty());

@@ -236,7 +236,12 @@ fn is_of_another_page(parts: &Parts) -> bool {
         return false;
     }
     let site = parts.headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
-    matches!(site, Some(b"cross-site" | b"same-site")) || origin.is_some_and(|origin| !is_ours(origin, parts))
+    match site {
+        Some(b"cross-site" | b"same-site") => true,
+        // Behind a proxy the page's host may be another one than the request's.
+        Some(b"same-origin") => false,
+        _ => origin.is_some_and(|origin| !is_ours(origin, parts)),
+    }
 }
 
 /// Whether this is the origin of the pages that are served here, by the name by which the request asks.

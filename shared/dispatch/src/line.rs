@@ -80,7 +80,7 @@ async fn admit(dispatch: &Dispatch, leader: &Leader, stop: &CancellationToken) {
     let (mut pause, mut is_unheard) = (SHORTEST_PAUSE, false);
     while stop.run_until_cancelled(sleep(pause)).await.is_some() {
         let Some(leadership) = leader.leadership() else {
-            admitter = Admitter::default();
+            (admitter, is_unheard) = (Admitter::default(), false);
             pause = OTHER_LEADS;
             continue;
         };
@@ -282,7 +282,7 @@ impl Admitter {
             }
         }
         let bounds = self.bounds(dispatch).await?;
-        let mut seen: BTreeMap<Name, PoolSeen> = BTreeMap::new();
+        let (mut seen, mut failed): (BTreeMap<Name, PoolSeen>, _) = (BTreeMap::new(), Ok(()));
         for pool in &facts.pools {
             let view = self.pools.entry(pool.clone()).or_default();
             if idle.contains(pool) {
@@ -293,7 +293,8 @@ impl Admitter {
             let places = Places::new(pool, &facts.in_flight, &bounds);
             match view.see(&dispatch.store, pool, places).await {
                 Ok(of_pool) => drop(seen.insert(pool.clone(), of_pool)),
-                Err(error) => view.fails(error, pool)?,
+                // The other pools' are written down all the same.
+                Err(error) => failed = Err(error),
             }
         }
         if !seen.is_empty() {
@@ -302,7 +303,7 @@ impl Admitter {
         let rest = begun.elapsed() * REST;
         self.note_at = Some(begun + rest.clamp(FRESH_FOR, NOTED_AFTER));
         self.note_rests_until = Some(begun + rest.min(NOTED_AFTER));
-        Ok(())
+        failed
     }
 }
 
@@ -341,7 +342,7 @@ impl LineView {
             admitted.busy.extend(now.busy);
             round += 1;
         }
-        given.may_have_more = round == ROUNDS || room == BATCH && left < room;
+        given.may_have_more = left < room && round == ROUNDS || left == 0 && room == BATCH;
         given.is_news = left == 0 && !self.is_noted();
         Ok(given)
     }

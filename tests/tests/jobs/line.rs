@@ -65,6 +65,8 @@ async fn a_message_counts_for_as_long_as_it_is_on_its_way_and_pools_are_asked_to
     let jobs = ["a", "b"].map(|session| job(session, "echo", json!(1)));
     let none = store.pools_with_lines(std::slice::from_ref(&pool)).await.unwrap();
     store.accept(&jobs).await.unwrap();
+    let demand = store.demand(std::slice::from_ref(&pool), LEASE).await.unwrap().remove(0);
+    assert!(demand.line_is_old && demand.in_line == 2, "nobody has looked: {demand:?}");
     let one = store.pools_with_lines(&[pool.clone(), name("other")]).await.unwrap();
     assert_eq!((none.len(), one.into_iter().collect::<Vec<_>>()), (0, vec![pool.clone()]));
     store.admit(&leadership, &pool, &[first(2, "default", "", 5)]).await.unwrap();

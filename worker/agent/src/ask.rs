@@ -10,6 +10,7 @@ use futures::StreamExt;
 use harness::{Meter, Run, StopSignal};
 use job::{Failure, FailureCode};
 use model::Frames;
+use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
 use crate::answer::{Answer, NoAnswer};
@@ -91,19 +92,37 @@ impl Gateway {
         }
     }
 
-    async fn once(&self, wire: Wire, body: Bytes, run: &Run) -> Result<Asked, Fault> {
+    /// Returns the answer that an earlier attempt has paid to this request, if there is one. No model is asked.
+    pub async fn stored(&self, wire: Wire, request: String, run: &Run) -> Result<Option<Asked>, Fault> {
         let begun = Instant::now();
+        let request = self.request(wire, Bytes::from(request)).header("x-harness-only-stored", "true");
+        let response = request.send().await.map_err(broken)?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        answered(wire, response, run, begun).await.map(Some)
+    }
+
+    fn request(&self, wire: Wire, body: Bytes) -> reqwest::RequestBuilder {
         let request = self.client.post(format!("{}{}", self.root, wire.path()));
         let request = request.header("content-type", "application/json").body(body);
-        let request = match wire {
+        match wire {
             Wire::Messages => {
                 request.header("x-api-key", &self.token).header("anthropic-version", "2023-06-01")
             }
             Wire::Chat | Wire::Responses => request.bearer_auth(&self.token),
+        }
+    }
+
+    async fn once(&self, wire: Wire, body: Bytes, run: &Run) -> Result<Asked, Fault> {
+        let begun = Instant::now();
+        let asking = async {
+            let response = self.request(wire, body).send().await.map_err(broken)?;
+            answered(wire, response, run, begun).await
         };
         let silent = self.silence(run.meter().map(|meter| &**meter), begun);
         tokio::select! {
-            asked = answered(wire, request, run, begun) => asked,
+            asked = asking => asked,
             () = silent => {
                 let limit = self.idle_timeout.as_millis();
                 Err(Fault::Broken(format!("the provider was silent for longer than idle_timeout_ms = {limit}")))
@@ -126,12 +145,10 @@ impl Gateway {
 
 async fn answered(
     wire: Wire,
-    request: reqwest::RequestBuilder,
+    response: reqwest::Response,
     run: &Run,
     begun: Instant,
 ) -> Result<Asked, Fault> {
-    let broken = |error: reqwest::Error| Fault::Broken(http_client::cause(&error));
-    let response = request.send().await.map_err(broken)?;
     let (status, headers) = (response.status(), response.headers().clone());
     if !status.is_success() {
         let body = response.text().await.unwrap_or_default();
@@ -163,6 +180,10 @@ async fn answered(
     }
     let answer = assembly.finish()?;
     Ok(Asked { answer, is_replayed, is_cached, instead, first_token })
+}
+
+fn broken(error: reqwest::Error) -> Fault {
+    Fault::Broken(http_client::cause(&error))
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {

@@ -229,12 +229,16 @@ impl<'r> Turns<'r> {
     /// Asks the model, and takes its answer into the context.
     async fn turn(&mut self) -> Result<(), RunError> {
         self.check_limits()?;
-        self.leave_a_model_that_is_gone().await?;
-        if self.compact_if_due().await? {
-            // The summary was paid as well.
-            self.check_limits()?;
-        }
-        let asked = self.ask().await?;
+        let asked = match self.leave_a_model_that_is_gone().await? {
+            Some(stored) => stored,
+            None => {
+                if self.compact_if_due().await? {
+                    // The summary was paid as well.
+                    self.check_limits()?;
+                }
+                self.ask().await?
+            }
+        };
         let Asked { answer, is_replayed, is_cached, instead, .. } = asked;
         // An answer of the cache says nothing of this job: the attempt before may have been given it as well.
         self.may_have_begun = is_replayed || is_cached && self.is_resumed;

@@ -258,9 +258,13 @@ async fn call(inner: Arc<Inner>, wire: Wire, request: Request) -> Response {
     let provider = wire.provider();
     let begun = async {
         let attempt = inner.attempt(request.headers())?;
-        let upstream = inner.upstream(provider)?.clone();
+        let is_stored = request.headers().contains_key(headers::ONLY_STORED);
+        let upstream = if is_stored { None } else { Some(inner.upstream(provider)?.clone()) };
         let (parts, body) = request.into_parts();
         let body = inner.body(&attempt, &parts.headers, body).await?;
+        let Some(upstream) = upstream else {
+            return exchange::stored(&attempt, wire, &body.0).await;
+        };
         Exchange::begin(inner.clone(), attempt, upstream, wire, parts, body).await
     };
     begun.await.unwrap_or_else(|refusal| refusal.response(provider))

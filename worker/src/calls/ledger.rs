@@ -8,7 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use harness::IsDurable;
 use job::{Name, Usd};
-use model::{Answer, Call, Given, Ledger, Outcome, Purchase, RequestKey, Reserve, Settlement, Unavailable};
+use model::{
+    Answer, Call, Given, Ledger, NoUsage, Outcome, Purchase, RequestKey, Reserve, Settlement, Unavailable,
+};
 use service::{RetryError, retry};
 use store::{
     CacheEntry, CacheLookup, CallOutcome, CallTokens, Claim, GivenAnswer, Limit, Lookup, NewCall, Period,
@@ -55,6 +57,8 @@ pub struct AttemptLedger {
     cache: Option<(Duration, CacheBounds)>,
     journal: Arc<Journal>,
     is_durable: OnceLock<IsDurable>,
+    /// Whether a call is made to cost less where it would not fit.
+    fits: bool,
     no_room: Mutex<Option<NoRoom>>,
     /// Requests that earlier runs of the job have paid and no checkpoint covers, with what they cost; looked up when this
     /// run first pays.
@@ -82,8 +86,9 @@ pub struct Spent {
     /// The account, as scope:period:window:name.
     pub account: String,
     limit: Usd,
-    /// What the call could have cost.
+    /// What the call could have cost, and whether it may be made to cost less where there is room.
     need: Usd,
+    fits: bool,
     shut: bool,
     /// What the call needed, if the refusal is counted only once nothing else has room either.
     uncounted: Option<Usd>,
@@ -108,7 +113,7 @@ impl fmt::Display for Spent {
 impl Spent {
     /// Returns whether the call needs more than the whole limit, so that no later window has room for it either.
     pub fn is_hopeless(&self) -> bool {
-        self.need > self.limit
+        self.need > self.limit && !self.fits
     }
 }
 
@@ -123,6 +128,7 @@ impl AttemptLedger {
             limits: limits(worker.settings.calls.fleet(), agent, spec.max_cost_usd),
             keys: worker.settings.calls.keys().clone(),
             on_exhausted: agent.on_exhausted,
+            fits: agent.fit().is_some(),
             tries_others: agent.loop_degrades(),
             cache: worker
                 .settings
@@ -307,7 +313,7 @@ impl AttemptLedger {
             }
             Reserved::Lost => return Err(Unavailable("this run has lost its job".to_owned())),
             Reserved::Spent { account, limit, room, shut } => {
-                (Spent { account, limit, need, shut, uncounted: None }, room)
+                (Spent { account, limit, need, fits: self.fits, shut, uncounted: None }, room)
             }
         };
         let limit = spent.to_string();
@@ -320,9 +326,16 @@ impl AttemptLedger {
     async fn settle_row(&self, settled: SettledCall) -> Result<(), Unavailable> {
         let settling = self.try_to_settle(&settled).await;
         if matches!(&settling, Err(RetryError::Permanent(StoreError::Refused { .. }))) {
-            let counted = self.try_to_settle(&in_full(&settled)).await;
-            if let Err(RetryError::Permanent(cause)) = counted {
-                error!(call = %settled.call.call_id, cause = cause.as_dyn(), "a model call stays held");
+            let NewCall { call_id, model, reserved, .. } = &settled.call;
+            match self.try_to_settle(&in_full(&settled)).await {
+                Ok(_) => {
+                    let unknown = Outcome::Unknown(NoUsage::NotSettled);
+                    metrics::settled(&self.agent_id, model, *reserved, &unknown);
+                }
+                Err(RetryError::Permanent(cause)) => {
+                    error!(call = %call_id, cause = cause.as_dyn(), "a model call stays held");
+                }
+                Err(RetryError::Stopped) => {}
             }
         }
         match settling {
@@ -490,7 +503,7 @@ fn in_full(settled: &SettledCall) -> SettledCall {
 
 #[cfg(test)]
 mod tests {
-    use model::{NoUsage, Settled, Tokens, Unpriced};
+    use model::{Settled, Tokens, Unpriced};
 
     use super::*;
 

@@ -7,11 +7,14 @@ use std::time::SystemTime;
 
 use cap_std::ambient_authority;
 use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
+use tracing::warn;
 
 /// Where outputs are kept that are too long for the model.
 const OUTPUTS: [&str; 2] = [".harness", "output"];
 /// How many bytes of them are kept when another one is begun.
 const KEPT_BYTES: u64 = 256 * 1024 * 1024;
+/// So many files are looked at for that. A program may have put any number there.
+const MOST_LISTED: usize = 100_000;
 /// What a file takes on a disk, at the least. So their number is bounded as well.
 const LEAST_BYTES: u64 = 4 * 1024;
 /// How many files of one name there may be.
@@ -72,7 +75,7 @@ impl Workspace {
 /// Removes the oldest files of a folder until the others have at most so many bytes.
 fn remove_oldest(dir: &Dir, most_bytes: u64) -> io::Result<()> {
     let mut files = Vec::new();
-    for entry in dir.entries()? {
+    for entry in dir.entries()?.take(MOST_LISTED) {
         let entry = entry?;
         // A tool may have removed it meanwhile.
         let Ok(found) = entry.metadata() else { continue };
@@ -88,9 +91,10 @@ fn remove_oldest(dir: &Dir, most_bytes: u64) -> io::Result<()> {
             break;
         }
         bytes -= size;
-        match dir.remove_file(&name) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
+        if let Err(cause) = dir.remove_file(&name)
+            && cause.kind() != ErrorKind::NotFound
+        {
+            warn!(?name, %cause, "an old output of a tool cannot be removed");
         }
     }
     Ok(())

@@ -7,6 +7,7 @@
 //! | a leadership, shared | one | marks, decisions, schedules that fire, turns in a line | no successor leads before they have committed |
 //! | a worker's row, `KEY SHARE` | one | claim, conclude | it is not declared dead, stopped, marked or drained |
 //! | workers' rows, `UPDATE` | `worker_id` | marks, a drain's confirmation, stop | claims under way end, and later ones see it |
+//! | limits, advisory, before all that follows | one | a reservation (shared), a limit that is set (alone) | no reservation that has not seen the limit is under way when it holds |
 //! | sessions' rows | `session_id` | claim, conclude, cancel, rescue, what a line blocks, a fold within a run | only one of them at a time decides about a session |
 //! | jobs' rows | `job_id` | claim, cancel, rescue, what a line blocks, a fold within a run; checkpoint and reservation (`SHARE`), jobs of a deleted queue | the row stays as it was read |
 //! | the same, under their sessions' locks | by statement | conclude (ends, then retries), cancel (running, then waiting) | the row changes once |

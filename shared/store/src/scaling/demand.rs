@@ -128,7 +128,7 @@ const READ_WAITING: &str = "
                                                          WHERE state = 'waiting' AND pool = p.pool LIMIT 10000) waiting)
                 ELSE 0 END,
            CASE WHEN l.fresh AND l.could_run > 0 THEN (l.seen ->> 'oldest_ms')::bigint END,
-           l.line AND NOT l.fresh
+           l.line AND l.fresh IS NOT TRUE
       FROM unnest($1::text[]) WITH ORDINALITY AS p(pool, turn)
       LEFT JOIN LATERAL (SELECT line, could_run, seen, line AND seen_at > now() - interval '10 seconds' AS fresh
                            FROM harness_pools h WHERE h.pool = p.pool OFFSET 0) l ON true

@@ -57,6 +57,9 @@ const SET: &str = "
     ON CONFLICT (scope, period, name) DO UPDATE
        SET limit_microusd = excluded.limit_microusd, set_by = excluded.set_by, set_at = now()";
 
+/// Reservations wait meanwhile: what is in the way of a limit is not waited for longer.
+const SOON: &str = "SELECT set_config('lock_timeout', '2s', true)";
+
 const REMOVE: &str = concat!(
     "WITH removed AS (DELETE FROM harness_budgets WHERE scope = $2 AND name = $3 AND period = $4 RETURNING *) ",
     logged!(
@@ -140,11 +143,12 @@ impl Store {
         let (scope, period) = (budget.scope.as_str(), budget.period.as_str());
         let (name, limit) = (budget.name.as_str(), micros(budget.limit));
         let accounts = (vec![scope], vec![period], vec![name], vec![false], vec![None::<i64>]);
-        let steps = [LOCK_OUT_RESERVATIONS, STOP_RUN, SET, OPEN, OPEN_JOBS, LOG];
+        let steps = [SOON, LOCK_OUT_RESERVATIONS, STOP_RUN, SET, OPEN, OPEN_JOBS, LOG];
         let tx = Tx::prepare(&self.pool, "set_budget", steps).await?;
         let open: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
             [&accounts.0, &accounts.1, &accounts.2, &accounts.3, &accounts.4];
         tx.run([
+            &[],
             &[],
             &[&scope, &name],
             &[&scope, &name, &period, &limit, &actor],

@@ -1,4 +1,4 @@
-//! Turns on a real fleet: any job that came first with the most does not have all of them.
+//! Turns on a real fleet: the one that came first with the most does not have all of them.
 
 use job::{JobId, JobSpec, Lane, LimitKeys};
 use serde_json::json;

@@ -18,28 +18,40 @@ const ANSWER_LOST: &str = "The work was interrupted here, and another model goes
     be missing above, and may have taken effect, in part or as a whole. Look at what is there before you call again.";
 
 impl Turns<'_> {
-    /// Goes on with the agent's first model if it no longer has the one that the job has spoken to: the gateway would
-    /// refuse that, and gives no answer of it that an earlier attempt may have got.
-    pub(super) async fn leave_a_model_that_is_gone(&mut self) -> Result<(), RunError> {
+    /// Returns the answer that an earlier attempt has paid, if the agent no longer has the model that gave it. Otherwise the job
+    /// goes on with the agent's first model: the gateway refuses the one that is gone.
+    pub(super) async fn leave_a_model_that_is_gone(&mut self) -> Result<Option<Asked>, RunError> {
         let models = &self.settings.models;
         let transcript = self.transcript();
-        let Some(gone) = transcript.head().map(|head| &head.model).filter(|name| !models.contains(name))
-        else {
-            return Ok(());
+        let Some(last) = transcript.head().filter(|last| !models.contains(&last.model)) else {
+            return Ok(None);
         };
-        let next = models.first().ok_or_else(no_model)?;
+        let (gone, wire) = (last.model.clone(), last.wire);
+        let mut may_be_lost = false;
+        if self.is_resumed {
+            match self.gateway.stored(wire, transcript.request().unwrap_or_default(), self.run).await {
+                Ok(Some(asked)) => return Ok(Some(asked)),
+                Ok(None) => {}
+                Err(fault) => {
+                    may_be_lost = true;
+                    tracing::warn!(model = gone, cause = ?fault, "an answer that was paid before cannot be looked up");
+                }
+            }
+        }
+        let next = self.settings.models.first().ok_or_else(no_model)?.clone();
         tracing::warn!(
             model = gone,
             next,
             "the agent no longer has the job's model, and its first one goes on"
         );
-        let (next, wire) = (next.clone(), self.settings.wire(next));
+        let wire = self.settings.wire(&next);
         self.add(head(self.settings, &next, &self.offered).entry());
-        if self.is_resumed && self.offered.iter().any(|tool| tool.repeat == Repeat::Unsafe) {
+        if may_be_lost && self.offered.iter().any(|tool| tool.repeat == Repeat::Unsafe) {
             self.add(wire.said(ANSWER_LOST));
         }
         self.is_resumed = false;
-        self.checkpoint().await
+        self.checkpoint().await?;
+        Ok(None)
     }
 
     /// Changes the model. It is in the ledger before it is asked, so that its answer is found again.

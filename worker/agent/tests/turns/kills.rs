@@ -112,6 +112,7 @@ async fn changed_everywhere(speaks: Speaks, models: &[&str], change: impl Fn(&mu
         assert_eq!(ended.expect("an output").as_str(), "\"Done.\"", "{speaks:?} {kill_at}");
         assert!(world.runs("push").values().all(|runs| *runs == 1), "{speaks:?} {kill_at}");
         let asked = world.provider.asked();
+        assert!(!asked.iter().any(|(_, body)| body.contains("may be missing above")), "{speaks:?} {kill_at}");
         let knows =
             |(_, body): &(usize, String)| body.contains("push {}") || body.contains("may have taken effect");
         let knows = asked.iter().any(knows) || asked.len() == before;

@@ -14,6 +14,7 @@ use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use chrono::{NaiveDate, Utc};
 use futures::StreamExt;
+use job::Usd;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -30,7 +31,7 @@ use super::{Inner, Upstream, headers, limits, url};
 use crate::frames::Frames;
 use crate::ledger::{Answer, Call, Given, Learnt, Settlement};
 use crate::usage::{Meter, NoUsage, Outcome, Seen, refused_before_work};
-use crate::wire::{Ask, Wire};
+use crate::wire::{Ask, Bound, Wire};
 
 /// The largest answer that is read. No provider sends one that is nearly as large.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
@@ -63,6 +64,27 @@ pub(super) struct Exchange {
 }
 
 pub(super) type Replied = Result<Response, Refusal>;
+
+/// Returns an answer that an earlier attempt has paid. No model is asked, so the agent may no longer have the one that gave it.
+pub(super) async fn stored(attempt: &Arc<Shared>, wire: Wire, body: &Bytes) -> Replied {
+    attempt.note_traffic();
+    let ask = wire.read(body, attempt.attempt.caps).map_err(|error| Refusal::invalid(error.to_string()))?;
+    let place = attempt.place(ask.hash);
+    let call = Call {
+        id: Uuid::now_v7(),
+        provider: wire.provider(),
+        wire,
+        model: ask.model,
+        bound: Bound { input: 0, output: 0, names_output: false, cost: Usd::ZERO },
+        request: place.key,
+        cache_key: None,
+    };
+    let found = attempt.attempt.ledger.look_up(&call).await.map_err(|error| Refusal::ledger(&error))?;
+    let given = found.ok_or_else(Refusal::not_stored)?;
+    attempt.note_given(&given);
+    place.answered();
+    Ok(given_again(given))
+}
 
 impl Exchange {
     /// Reads a request, and returns the head of its answer as soon as there is one.

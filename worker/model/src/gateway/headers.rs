@@ -10,6 +10,9 @@ use crate::provider::Provider;
 const X_API_KEY: &str = "x-api-key";
 const AUTHORIZATION: &str = "authorization";
 
+/// Asks for an answer that an earlier attempt has paid, and for none of a model.
+pub(super) const ONLY_STORED: &str = "x-harness-only-stored";
+
 /// Not passed to the provider: what belongs to one connection, keys and accounts (ours alone pay), and the encodings of
 /// answers (their bytes are read beside).
 const NOT_SENT: [&str; 17] = [

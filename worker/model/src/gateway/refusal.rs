@@ -102,6 +102,11 @@ impl Refusal {
         Refusal::new(StatusCode::BAD_GATEWAY, "provider_unreachable", message)
     }
 
+    pub fn not_stored() -> Refusal {
+        let message = "no earlier attempt at this job has paid an answer to this request";
+        Refusal::new(StatusCode::NOT_FOUND, "not_stored", message)
+    }
+
     pub fn not_open() -> Refusal {
         let message =
             "call_id: this attempt has no open reservation of this id: it was settled, or never made";

@@ -105,7 +105,10 @@ impl Waiting {
     ) -> Result<Option<Slot>, Room> {
         tokio::select! {
             biased;
-            slot = slot(&self.attempt, of, self.until) => slot.map_err(Room::Refused),
+            slot = slot(&self.attempt, of, self.until) => slot.map_err(|refusal| {
+                self.attempt.attempt.ledger.note_busy();
+                Room::Refused(refusal)
+            }),
             () = reply.closed() => Err(Room::Gone),
         }
     }
@@ -158,7 +161,6 @@ pub(super) async fn slot(
         slot = taken => Ok(slot),
         () = attempt.ended.cancelled() => Err(Refusal::dead_token()),
         () = sleep_until(until) => {
-            attempt.attempt.ledger.note_busy();
             let message = "this worker has as many calls under way as the provider takes: try again";
             Err(Refusal::wait("provider_busy", message, ASK_AGAIN))
         }
