@@ -173,7 +173,10 @@ async fn counting_tokens_takes_a_place_and_tells_when_the_provider_has_too_much_
     while bench.asked().is_empty() {
         tokio::task::yield_now().await;
     }
+    // A count that has no place is no call that had no room.
     assert_eq!(bench.send(COUNT).await, 429);
+    assert_eq!((bench.asked().len(), *lock(&bench.accounts.busy)), (1, 0));
+    assert_eq!(bench.send("/v1/messages").await, 429);
     assert_eq!((bench.asked().len(), *lock(&bench.accounts.busy)), (1, 1));
     bench.stub.answers.add_permits(answers);
     assert_eq!(first.await.expect("joined"), 200);
