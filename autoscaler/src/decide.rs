@@ -139,8 +139,8 @@ impl Proposal {
         }
     }
 
-    /// Starts the first worker: only for enough jobs in the queue and in line, but then at once. Windows and limits apply to pools that have
-    /// workers (a percentage of zero is zero).
+    /// Starts the first worker: only for enough jobs in the queue and in line, but then at once. Windows and limits apply
+    /// to pools that have workers (a percentage of zero is zero).
     fn wake(&mut self, waiting: u64, policy: &Policy) {
         if self.current > 0 {
             return;

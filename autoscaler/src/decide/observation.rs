@@ -41,7 +41,7 @@ pub struct Demand {
     /// Jobs in the pool's line that another worker could take.
     #[serde(default)]
     pub in_line: u64,
-    /// Whether nobody has looked lately at what waits in line: `in_line` is all that waits then.
+    /// Whether no admitter has looked lately. Then `in_line` counts all jobs that wait there, also those that are held back.
     #[serde(default)]
     pub line_is_old: bool,
     /// How long the oldest of these has waited, in milliseconds.

@@ -154,7 +154,7 @@ use async_trait::async_trait;
 use harness::{ConfigError, Harness, Run, RunError, Shortage, Task};
 use job::{Failure, FailureCode, Json, SessionKey};
 use nix::errno::Errno;
-use process::Stderr;
+use process::{Limits, Stderr};
 use tokio::io::AsyncWriteExt;
 use tokio::process::ChildStdin;
 use tokio_util::task::AbortOnDropHandle;
@@ -203,9 +203,9 @@ impl Command {
         let sandbox = self.settings.sandbox.as_ref();
         let sandbox = sandbox.map(|sandbox| sandbox.enter(&workspace, meter.map(|meter| meter.port())));
         let sandbox = sandbox.transpose().map_err(|error| self.not_started(&error))?;
-        let mut group = process::spawn(process, self.settings.memory_limit_mb, sandbox)
-            .await
-            .map_err(|error| self.not_started(&error))?;
+        let limits = Limits { memory_mb: self.settings.memory_limit_mb, file_mb: None };
+        let mut group =
+            process::spawn(process, limits, sandbox).await.map_err(|error| self.not_started(&error))?;
         let pipes = group.take_pipes();
         let (Some(stdin), Some(stdout), Some(stderr)) = pipes else {
             return Err(start_failed("the program has no pipes".to_owned()).into());

@@ -286,13 +286,7 @@ async fn count_tokens(State(inner): State<Arc<Inner>>, request: Request) -> Resp
         let until = Instant::now() + inner.settings.wait;
         let slot = waiting::slot(&attempt, (Provider::Anthropic, places), until).await?;
         let answered = inner.client.post(url).headers(headers).body(body).send().await;
-        if let Some(slot) = &slot {
-            match &answered {
-                Ok(answered) => slot.answered(Some(answered.status().as_u16())),
-                Err(error) if error.is_timeout() => slot.answered(None),
-                Err(_) => {}
-            }
-        }
+        slot.iter().for_each(|slot| slot.heard(&answered));
         let answered = answered.map_err(|error| Refusal::unreachable(&error))?;
         let (status, kept) = (answered.status(), headers::to_program(answered.headers()));
         let body = answered.bytes().await.map_err(|error| Refusal::unreachable(&error))?;

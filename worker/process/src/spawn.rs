@@ -50,21 +50,10 @@ pub struct Limits {
     pub file_mb: Option<u64>,
 }
 
-impl From<Option<u64>> for Limits {
-    /// Limits the address space alone.
-    fn from(memory_mb: Option<u64>) -> Limits {
-        Limits { memory_mb, ..Limits::default() }
-    }
-}
-
 /// Starts `command` as the leader of its own process group, in a sandbox if there is one.
-pub async fn spawn(
-    mut command: Command,
-    limits: impl Into<Limits>,
-    mut sandbox: Option<Entry>,
-) -> io::Result<Group> {
+pub async fn spawn(mut command: Command, limits: Limits, mut sandbox: Option<Entry>) -> io::Result<Group> {
     command.process_group(0).kill_on_drop(true);
-    let (worker, limits) = (getpid(), limits.into());
+    let worker = getpid();
     let open_files = OPEN_FILES.get().copied();
     let prepare = move || {
         prepare(worker, limits, open_files)?;

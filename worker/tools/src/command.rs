@@ -83,10 +83,7 @@ impl CommandConfig {
             timeout: Duration::from_millis(self.timeout_ms),
             stop_grace: Duration::from_millis(self.stop_grace_ms),
             max_output_bytes: self.max_output_bytes,
-            limits: Limits {
-                memory_mb: self.memory_limit_mb,
-                file_mb: Some(self.max_file_mb.unwrap_or(FILE_MB)),
-            },
+            limits: ranges::limits(self.memory_limit_mb, self.max_file_mb),
         };
         Ok((tool, schema, command))
     }

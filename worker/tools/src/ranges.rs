@@ -1,6 +1,8 @@
 //! Numbers in the settings, and within which bounds they must be.
 
-use process::SettingError;
+use process::{Limits, SettingError};
+
+use crate::config::FILE_MB;
 
 /// The longest time that a call may be given.
 pub const DAY_MS: u64 = 86_400_000;
@@ -13,6 +15,11 @@ pub const MOST_MEMORY_MB: u64 = 16 * 1024 * 1024;
 
 /// The largest limit of a file.
 pub const MOST_FILE_MB: u64 = 16 * 1024 * 1024;
+
+/// Returns what each process may have, by these settings.
+pub fn limits(memory_mb: Option<u64>, file_mb: Option<u64>) -> Limits {
+    Limits { memory_mb, file_mb: Some(file_mb.unwrap_or(FILE_MB)) }
+}
 
 /// Returns the settings that are out of range, of (name, value, least, most).
 pub fn wrong(settings: &[(&str, u64, u64, u64)]) -> Vec<SettingError> {

@@ -277,11 +277,11 @@ pub(super) const OPEN_JOBS: &str = concat!(
 
 /// A reservation locks only the accounts for which it sees a limit. One that did not see a limit yet must have ended before
 /// another one decides by it. So each reservation holds this lock, shared with all others, from before it looks until
-/// its end; who sets a limit holds it alone, and waits for those that are under way. It comes first, so that nobody who
-/// waits for it holds anything.
+/// its end; a change of a limit holds it alone, and waits for those that are under way. It is the first lock of both, so
+/// that a transaction which waits for it holds no other.
 pub(super) const LOCK_OUT_LIMITS: &str = "SELECT pg_advisory_xact_lock_shared(7521418671159473016)";
 
-/// As [`LOCK_OUT_LIMITS`], for who sets a limit.
+/// As [`LOCK_OUT_LIMITS`], for a change of a limit.
 pub(super) const LOCK_OUT_RESERVATIONS: &str = "SELECT pg_advisory_xact_lock(7521418671159473016)";
 
 /// Locks the accounts that carry a limit, in the order of their keys, and rewrites none.

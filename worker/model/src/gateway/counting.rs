@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::places::Slot;
-use super::{Inner, Upstream, headers};
+use super::{Inner, Upstream, headers, url};
 use crate::wire::Wire;
 
 /// A count that takes longer is not waited for.
@@ -31,7 +31,7 @@ pub(super) async fn count(
 ) -> Option<u64> {
     let (path, known) = endpoint(wire)?;
     let (asked, rest) = split(body, known)?;
-    let url = format!("{}{path}", upstream.base_url);
+    let url = url(upstream, path, None);
     let request = inner.client.post(url).headers(headers::to_provider(sent, wire.provider(), &upstream.key));
     let answer = async {
         let answer = request.body(asked).send().await?;

@@ -67,8 +67,7 @@ pub(super) type Replied = Result<Response, Refusal>;
 
 /// Returns an answer that an earlier attempt has paid. No model is asked, so the agent may no longer have the one that gave it.
 pub(super) async fn stored(attempt: &Arc<Shared>, wire: Wire, body: &Bytes) -> Replied {
-    attempt.note_traffic();
-    let ask = wire.read(body, attempt.attempt.caps).map_err(|error| Refusal::invalid(error.to_string()))?;
+    let ask = read(attempt, wire, body)?;
     let place = attempt.place(ask.hash);
     let call = Call {
         id: Uuid::now_v7(),
@@ -81,9 +80,12 @@ pub(super) async fn stored(attempt: &Arc<Shared>, wire: Wire, body: &Bytes) -> R
     };
     let found = attempt.attempt.ledger.look_up(&call).await.map_err(|error| Refusal::ledger(&error))?;
     let given = found.ok_or_else(Refusal::not_stored)?;
-    attempt.note_given(&given);
-    place.answered();
-    Ok(given_again(given))
+    Ok(given_again(attempt, place, given))
+}
+
+fn read(attempt: &Shared, wire: Wire, body: &Bytes) -> Result<Ask, Refusal> {
+    attempt.note_traffic();
+    wire.read(body, attempt.attempt.caps).map_err(|error| Refusal::invalid(error.to_string()))
 }
 
 impl Exchange {
@@ -96,9 +98,7 @@ impl Exchange {
         Parts { headers, uri, .. }: Parts,
         (body, weight): (Bytes, Weight),
     ) -> Replied {
-        attempt.note_traffic();
-        let ask =
-            wire.read(&body, attempt.attempt.caps).map_err(|error| Refusal::invalid(error.to_string()))?;
+        let ask = read(&attempt, wire, &body)?;
         attempt.check_model(&ask.model)?;
         let day = Utc::now().date_naive();
         let bound = attempt.with_counted(|counted| ask.bound(&inner.settings.prices, day, counted));
@@ -139,9 +139,7 @@ impl Exchange {
                 None
             }
             Room::Answered(given) => {
-                self.attempt.note_given(&given);
-                place.answered();
-                drop(reply.send(Ok(given_again(given))));
+                drop(reply.send(Ok(given_again(&self.attempt, place, given))));
                 return;
             }
             Room::Gone => return,
@@ -179,12 +177,12 @@ impl Exchange {
             sent = request.send() => Some(sent),
             () = async { reply.closed().await; tokio::time::sleep(drain).await } => None,
         };
+        if let (Some(slot), Some(sent)) = (&self.slot, &sent) {
+            slot.heard(sent);
+        }
         let response = match sent {
             Some(Ok(response)) => response,
             Some(Err(error)) => {
-                if error.is_timeout() {
-                    self.note_answered(None);
-                }
                 // Without a connection nothing was sent. Anything else may have been.
                 let outcome =
                     if error.is_connect() { Outcome::Free } else { Outcome::Unknown(NoUsage::NoAnswer) };
@@ -199,7 +197,6 @@ impl Exchange {
         };
         self.weight = None;
         self.attempt.note_traffic();
-        self.note_answered(Some(response.status().as_u16()));
         self.learnt = limits::learnt(self.call.provider, response.status(), response.headers());
         let is_stream = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let is_stream = is_stream.is_some_and(|kind| kind.starts_with("text/event-stream"));
@@ -207,12 +204,6 @@ impl Exchange {
             self.pass_stream(response, place, reply).await;
         } else {
             self.pass_whole(response, place, reply).await;
-        }
-    }
-
-    fn note_answered(&self, status: Option<u16>) {
-        if let Some(slot) = &self.slot {
-            slot.answered(status);
         }
     }
 
@@ -428,7 +419,11 @@ fn refuse(reply: oneshot::Sender<Replied>, refusal: Refusal) {
     drop(reply.send(Err(refusal)));
 }
 
-fn given_again(Given { answer, cached, .. }: Given) -> Response {
+/// Gives an answer that was paid before.
+fn given_again(attempt: &Shared, place: Place, given: Given) -> Response {
+    attempt.note_given(&given);
+    place.answered();
+    let Given { answer, cached, .. } = given;
     let mut response = Response::new(Body::from(answer.body));
     let headers = response.headers_mut();
     if let Ok(kind) = HeaderValue::try_from(answer.content_type) {

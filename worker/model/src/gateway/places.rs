@@ -75,6 +75,15 @@ impl Places {
 }
 
 impl Slot {
+    /// Notes what became of a request: its answer, or that there was none.
+    pub fn heard(&self, sent: &reqwest::Result<reqwest::Response>) {
+        match sent {
+            Ok(answer) => self.answered(Some(answer.status().as_u16())),
+            Err(error) if error.is_timeout() => self.answered(None),
+            Err(_) => {}
+        }
+    }
+
     /// Notes what the provider answered: a status, or that there was no connection in time.
     pub fn answered(&self, status: Option<u16>) {
         let state = &mut *lock(&self.places.state);

@@ -111,10 +111,7 @@ impl ServerConfig {
         Some(How::Program(Box::new(ServerProgram {
             program: program?,
             sandbox: sandbox?,
-            limits: Limits {
-                memory_mb: self.memory_limit_mb,
-                file_mb: Some(self.max_file_mb.unwrap_or(FILE_MB)),
-            },
+            limits: ranges::limits(self.memory_limit_mb, self.max_file_mb),
             stop_grace: Duration::from_millis(self.stop_grace_ms),
             gateway: self.gateway,
         })))
