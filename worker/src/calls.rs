@@ -13,6 +13,8 @@ mod agent;
 mod concurrency;
 mod rates;
 mod ledger;
+mod settlement;
+mod spent;
 mod accounts;
 mod look;
 mod metrics;
@@ -27,10 +29,11 @@ use tracing::warn;
 
 pub use accounts::{Accounts, Limit, Total};
 pub use agent::AgentCalls;
-use ledger::{AttemptLedger, NoRoom};
+use ledger::AttemptLedger;
 pub use look::{Look, keep_looking};
 pub use rates::LIMITS;
 pub use settings::{CallArgs, CallSettings, PROVIDER_KEYS, missing_key, prices};
+use spent::NoRoom;
 
 use crate::agents::Agents;
 use crate::attempt::Attempt;
@@ -68,15 +71,15 @@ impl Calls {
         Ok(Some(Arc::new(Calls { opened: Metered(opened), ledger })))
     }
 
-    /// Returns what a failed attempt leads to if there was no room for its last call. If a limit is spent, it comes back
-    /// after this time, when the limit's window has turned, or it fails as `budget_exhausted`. If others held the room for
-    /// too long, it comes back soon. An attempt that took too long has failed by that.
+    /// Returns what an attempt leads to that may have failed because there was no room for a call ([`spent::Missed`]). If a limit is
+    /// spent, it comes back after this time, when the limit's window has turned, or it fails as `budget_exhausted`. If others
+    /// held the room for too long, it comes back soon.
     pub async fn without_room(
         &self,
         attempt: &Attempt<'_>,
         failure: &Failure,
     ) -> Option<Result<Duration, Failure>> {
-        if is_late(failure.code) {
+        if !may_be_for_want_of_room(failure.code) {
             return None;
         }
         let remaining =
@@ -86,7 +89,7 @@ impl Calls {
             NoRoom::Spent(spent) => spent,
             NoRoom::Busy => {
                 let delay = COMES_BACK.mul_f64(1.0 + fastrand::f64());
-                return (gives_up(failure.code) && !is_too_late(delay)).then_some(Ok(delay));
+                return (!is_too_late(delay)).then_some(Ok(delay));
             }
         };
         self.ledger.count_refusal();
@@ -113,14 +116,10 @@ impl Calls {
     }
 }
 
-/// Whether an attempt was ended because it took too long.
-fn is_late(code: FailureCode) -> bool {
-    matches!(code, FailureCode::Timeout | FailureCode::IdleTimeout | FailureCode::DeadlineExceeded)
-}
-
-/// Whether an attempt may have failed because a model did not answer.
-fn gives_up(code: FailureCode) -> bool {
-    matches!(code, FailureCode::HarnessError | FailureCode::Crashed | FailureCode::ProviderError)
+/// Whether an attempt may have failed because there was no room for a call.
+fn may_be_for_want_of_room(code: FailureCode) -> bool {
+    use FailureCode::{BudgetExhausted, Crashed, HarnessError, ProviderError};
+    matches!(code, HarnessError | Crashed | ProviderError | BudgetExhausted)
 }
 
 impl Meter for Calls {

@@ -27,6 +27,8 @@ pub struct Journal {
     before_job: Arc<Session>,
     memory: Arc<Memory>,
     ordinal: AtomicI32,
+    /// How many checkpoints were written with the last one that changed the session.
+    covering: AtomicI32,
     /// A checkpoint that was sent and has not been answered.
     unanswered: Mutex<Option<(CheckpointRow, Delta)>>,
     last: Mutex<(Instant, SystemTime)>,
@@ -46,6 +48,7 @@ impl Journal {
             before_job,
             memory: attempt.worker.memory.clone(),
             ordinal: AtomicI32::new(0),
+            covering: AtomicI32::new(0),
             unanswered: Mutex::new(None),
             last: Mutex::new((Instant::now(), SystemTime::now())),
             timeout: attempt.worker.lease.duration(),
@@ -98,11 +101,20 @@ impl Journal {
         self.ordinal.load(Ordering::Relaxed).unsigned_abs()
     }
 
+    /// Returns how many checkpoints the run had written with the last one in the ledger that changed the session, or said that an
+    /// iteration was done. It covers the answers before it, by the ledger's rule (`is_progress`).
+    pub fn covering(&self) -> u32 {
+        self.covering.load(Ordering::Relaxed).unsigned_abs()
+    }
+
     fn unanswered(&self) -> MutexGuard<'_, Option<(CheckpointRow, Delta)>> {
         self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn count(&self, delta: &Delta, ordinal: i32) {
+        if is_progress(delta) {
+            self.covering.fetch_max(ordinal + 1, Ordering::Relaxed);
+        }
         let now = (Instant::now(), SystemTime::now());
         let last = std::mem::replace(&mut *self.last.lock().unwrap_or_else(PoisonError::into_inner), now);
         METRICS.step_latency.observe((now.0 - last.0).as_secs_f64() * 1e3);
@@ -113,6 +125,15 @@ impl Journal {
         METRICS.tokens.with_label_values(&["input"]).inc_by(delta.usage.input_tokens);
         METRICS.tokens.with_label_values(&["output"]).inc_by(delta.usage.output_tokens);
     }
+}
+
+fn is_progress(delta: &Delta) -> bool {
+    let Delta { memory, context_window, replace_context, feature_progress, iterations, usage: _ } = delta;
+    *iterations > 0
+        || *replace_context
+        || !context_window.is_empty()
+        || memory.is_some()
+        || feature_progress.is_some()
 }
 
 /// What became of an unanswered checkpoint.

@@ -33,6 +33,14 @@ use crate::{calls, heartbeat, slot};
 /// acks.
 const HAND_BACK_GRACE: Duration = Duration::from_secs(20);
 
+/// How long a call takes to be settled whose answer was read on to its end, or until nobody reads it any more.
+const SETTLES_WITHIN: Duration = Duration::from_secs(5);
+
+/// Returns how long answers that programs have given up are read on by a worker that stops.
+fn settling_grace(usage_drain: Duration) -> Duration {
+    HAND_BACK_GRACE.max(usage_drain + SETTLES_WITHIN)
+}
+
 /// Runs a worker until `drain` is cancelled and everything is handed over, or until the worker cannot go on.
 pub async fn serve(settings: Settings, drain: CancellationToken) -> anyhow::Result<ExitCode> {
     let mut lifecycle = Lifecycle::default();
@@ -55,7 +63,7 @@ pub async fn serve(settings: Settings, drain: CancellationToken) -> anyhow::Resu
         () = drain_slots(&worker, slots) => {}
     }
     if let Some(gateway) = &worker.gateway
-        && !within(HAND_BACK_GRACE, gateway.stop()).await
+        && !within(settling_grace(worker.settings.calls.usage_drain()), gateway.stop()).await
     {
         warn!("not all model calls could be settled; what they may have cost is counted in full");
     }
@@ -316,4 +324,17 @@ fn readiness(
         }
         checks
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_stops_reads_answers_on_for_as_long_as_is_set() {
+        for seconds in [0, 60, 3_600] {
+            let drain = Duration::from_secs(seconds);
+            assert!(settling_grace(drain) > drain && settling_grace(drain) >= HAND_BACK_GRACE, "{drain:?}");
+        }
+    }
 }

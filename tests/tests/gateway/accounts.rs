@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use job::Usd;
-use model::{Answer, Call, Given, Ledger, Outcome, Purchase, RequestKey, Reserve, Settlement, Unavailable};
+use model::{
+    Answer, Call, Checkpoints, Given, Ledger, Outcome, Purchase, RequestKey, Reserve, Settlement,
+    Unavailable, WithoutRoom,
+};
 use tokio::sync::{Notify, Semaphore};
 
 /// The accounts of one job. Its attempts share them.
@@ -40,6 +43,8 @@ pub struct Books {
     /// What other jobs may be given, if anything.
     pub cache: Option<HashMap<[u8; 32], Answer>>,
     pub purchases: Vec<(Purchase, Outcome)>,
+    /// How far the attempt has come.
+    pub checkpoints: Checkpoints,
 }
 
 /// What one attempt sees of them: answers of earlier attempts only.
@@ -130,7 +135,11 @@ impl Ledger for Own {
         self.hold(purchase.id, purchase.most.micros())
     }
 
-    fn note_spent(&self, _: Usd) {
+    fn checkpoints(&self) -> Checkpoints {
+        self.accounts.books(|books| books.checkpoints)
+    }
+
+    fn note_spent(&self, _: &WithoutRoom) {
         self.accounts.books(|books| books.given_up += 1);
     }
 

@@ -32,3 +32,7 @@ mod agents_models;
 mod agents_answers;
 mod agents_seen;
 mod named_failures;
+mod life_accounts;
+mod limits_that_change;
+mod programs_with_two_calls;
+mod equal_requests;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use sqlx::Connection;
-use store::{Period, Reserved, Settled, SpendScope};
+use store::{NewCall, Period, RateUse, Reserved, Settled, SpendScope, Take};
 use tests::{Database, Runner, declare_dead};
 
 use crate::caller::{Caller, account, cost, daily, limit, unknown};
@@ -173,6 +173,55 @@ async fn a_run_that_is_over_reserves_nothing() {
     store.rescue().await.expect("rescued");
     assert_eq!(lost.reserve(&lost.call(1)).await, Reserved::Lost);
     database.audited().await;
+}
+
+#[tokio::test]
+async fn an_account_that_is_opened_after_the_locks_is_locked_before_it_is_decided_on() {
+    let database = Database::new().await;
+    let runner = Runner::register(&database.store()).await;
+    let (first, late) =
+        (Caller::new(&runner, "a", &daily(100)).await, Caller::new(&runner, "b", &daily(100)).await);
+    // A reservation that has locked what is open, nothing, and waits for a limit of its key.
+    runner.store.learn_rates(&[("k:requests:m".to_owned(), 9)]).await.expect("learnt");
+    let takes = vec![Take { account: "k:requests:m".to_owned(), limit: None, amount: 1, as_produced: false }];
+    let call = NewCall { rate_use: Some(RateUse { key: "k".to_owned(), takes }), ..late.call(60) };
+    let (mut one, mut other) = (database.connect().await, database.connect().await);
+    let mut holding = one.begin().await.expect("a transaction");
+    sqlx::raw_sql("SELECT FROM harness_provider_rates FOR UPDATE")
+        .execute(&mut *holding)
+        .await
+        .expect("locked");
+    let waits_for = async |holder: i32| {
+        let waiting =
+            format!("SELECT count(*) FROM pg_stat_activity WHERE pg_blocking_pids(pid) @> ARRAY[{holder}]");
+        tests::until("it waits", async || (database.count(&waiting).await > 0).then_some(())).await;
+    };
+    let pid = async |connection: &mut sqlx::PgConnection| -> i32 {
+        sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(connection).await.expect("a process")
+    };
+    let meanwhile = async {
+        waits_for(pid(&mut holding).await).await;
+        // Another store, because a store's batches wait for each other.
+        let opener = Runner { store: database.store(), ..runner.clone() };
+        let opened = Caller { runner: opener, ..first.clone() };
+        opened.settle(&opened.granted(1).await, store::CallOutcome::Free).await;
+        // As a reservation under way: it has locked the account, and its hold is not there for others.
+        let mut deciding = other.begin().await.expect("a transaction");
+        sqlx::raw_sql(
+            "SELECT FROM harness_accounts WHERE key LIKE 'fleet:day:%' FOR NO KEY UPDATE;
+             INSERT INTO harness_account_moves (key, held_microusd)
+             SELECT key, 60 FROM harness_accounts WHERE key LIKE 'fleet:day:%'",
+        )
+        .execute(&mut *deciding)
+        .await
+        .expect("held");
+        let decider = pid(&mut deciding).await;
+        holding.rollback().await.expect("released");
+        waits_for(decider).await;
+        deciding.commit().await.expect("committed");
+    };
+    let (reserved, ()) = tokio::join!(late.reserve(&call), meanwhile);
+    assert!(matches!(reserved, Reserved::Busy { .. }), "{reserved:?}");
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! A call is settled once, by the one who made it, whenever that is.
 
 use job::Usd;
-use store::{Budget, CallOutcome, Period, Reserved, Settled, SpendScope};
+use store::{
+    Budget, CallOutcome, MOST_OF_A_CALL, Period, Reserved, Settled, SettledCall, SpendScope, StoreError,
+};
 use tests::{Database, Runner};
 
 use crate::caller::{Caller, account, cost, daily, unknown, usd};
@@ -72,28 +74,59 @@ async fn a_call_that_costs_more_than_was_held_shuts_its_accounts() {
 }
 
 #[tokio::test]
-async fn costs_that_no_sum_can_hold_stop_nothing() {
+async fn a_cost_that_no_call_can_have_is_refused_where_it_would_enter() {
     let database = Database::new().await;
     let runner = Runner::register(&database.store()).await;
     let (store, caller) = (&runner.store, Caller::new(&runner, "s", &[]).await);
+    let most = MOST_OF_A_CALL.micros();
+    let refused = |error: StoreError| {
+        let StoreError::Refused { message, .. } = &error else { panic!("{error:?}") };
+        assert!(message.contains("got $1000000.000001, expected at most $1000000.000000"), "{message}");
+        assert!(!error.is_retryable());
+    };
+    refused(store.reserve(caller.call(most + 1)).await.expect_err("it is refused"));
+    let call = caller.granted(most).await;
+    let (outcome, used) = (cost(most + 1), Vec::new());
+    let settled = SettledCall { call: call.clone(), outcome, provider_request_id: None, answer: None, used };
+    refused(store.settle(settled).await.expect_err("it is refused"));
+    assert_eq!(account(store, "fleet:day:").await, (0, most as i64), "it is held until its cost is known");
+    caller.settle(&call, unknown()).await;
+    refused(store.settle_unknown(call.call_id, usd(most + 1), "ann").await.expect_err("it is refused"));
+    assert!(store.settle_unknown(call.call_id, usd(most), "ann").await.expect("an answer"));
+    assert_eq!(account(store, "fleet:day:").await, (most as i64, 0));
+    database.audited().await;
+}
+
+#[tokio::test]
+async fn more_than_an_account_can_hold_stops_nothing() {
+    let database = Database::new().await;
+    let runner = Runner::register(&database.store()).await;
+    let (store, caller) = (&runner.store, Caller::new(&runner, "s", &[]).await);
+    let most = MOST_OF_A_CALL.micros();
+    caller.granted(1).await;
+    // As if nine million calls had cost the most that one can.
+    database
+        .execute(&format!(
+            "UPDATE harness_accounts SET spent_microusd = {top} - {most}, held_microusd = {top} - {most},
+                                         overrun_microusd = {top} - {most}",
+            top = i64::MAX
+        ))
+        .await;
     for _ in 0..2 {
-        let calls = [caller.granted(u64::MAX).await, caller.granted(10).await, caller.granted(10).await];
+        let calls = [caller.granted(most).await, caller.granted(1).await, caller.granted(1).await];
         tokio::join!(
             caller.settle(&calls[0], unknown()),
-            caller.settle(&calls[1], cost(u64::MAX)),
-            caller.settle(&calls[2], cost(u64::MAX)),
+            caller.settle(&calls[1], cost(most)),
+            caller.settle(&calls[2], cost(most)),
         );
         store.spend_gauges().await.expect("sums of moves");
         assert_eq!(account(store, "fleet:day:").await.0, i64::MAX);
         while store.fold_accounts().await.expect("folded") > 0 {}
     }
     assert_eq!(account(store, "fleet:day:").await.0, i64::MAX);
-    let gauges = store.spend_gauges().await.expect("sums");
-    assert_eq!(gauges.unknown, Usd::MAX);
-    assert_eq!(store.spend(&[], 1).await.expect("sums")[0].cost_microusd, i64::MAX);
-    store.paid_before(&caller.run.claim).await.expect("sums");
     let limit = usd(1_000);
-    let budget = Budget { scope: SpendScope::Session, period: Period::Life, name: "s".to_owned(), limit };
+    let name = caller.spec.agent_id.to_string();
+    let budget = Budget { scope: SpendScope::Agent, period: Period::Month, name, limit };
     store.set_budget(&budget, "ann").await.expect("set");
     let answer = caller.reserve(&caller.call(1)).await;
     let Reserved::Spent { account: shut, .. } = answer else { panic!("{answer:?}") };

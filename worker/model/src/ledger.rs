@@ -12,6 +12,9 @@ use crate::provider::Provider;
 use crate::usage::Outcome;
 use crate::wire::{Bound, Wire};
 
+/// The most that a call may cost, a million dollars: the accounts take no more, and none costs nearly as much.
+pub const MOST_OF_A_CALL: Usd = Usd::from_micros(1_000_000_000_000);
+
 /// One HTTP attempt at a model, and its reservation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
@@ -43,13 +46,34 @@ pub struct Purchase {
     pub most: Usd,
 }
 
-/// The n-th time that an attempt sends the same request.
+/// The n-th time that an attempt sends the same request since its last checkpoint. An attempt that begins again at that checkpoint
+/// sends it for the n-th time, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestKey {
     /// Equal for equal requests.
     pub hash: [u8; 32],
-    /// How many answers to it the attempt had before.
+    /// How many answers to it the attempt had before which no checkpoint covers.
     pub nth: u32,
+}
+
+/// How far an attempt has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checkpoints {
+    /// How many checkpoints it has written.
+    pub written: u32,
+    /// How many it had written with the last one that covers answers: it covers those that were settled when fewer were written.
+    pub covering: u32,
+}
+
+/// A request for which there was no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WithoutRoom {
+    /// The hash of the request; `None` for a [`Purchase`].
+    pub request: Option<[u8; 32]>,
+    /// What it could have cost.
+    pub most: Usd,
+    /// What it could have cost with the lowest limit of output that its agent allows.
+    pub least: Usd,
 }
 
 /// An answer that was paid before.
@@ -151,6 +175,8 @@ pub struct Settlement {
     pub provider_request_id: Option<String>,
     /// The answer, to be stored in the same transaction; only if it was whole.
     pub answer: Option<Answer>,
+    /// How many checkpoints were written before it.
+    pub after_checkpoints: u32,
     /// Whether other jobs may be given the answer: it refuses nothing.
     pub is_shareable: bool,
     /// What the answer says of the key's rate limits.
@@ -178,12 +204,17 @@ pub trait Ledger: Send + Sync + 'static {
     /// those that the limit holds up.
     fn counts_in(&self, limit: &str) -> bool;
 
-    /// Notes that something of this cost was refused, because a limit is spent. It is called only where the gateway could not
-    /// make it cost less. The program may still ask another model.
-    fn note_spent(&self, most: Usd);
+    /// Returns how far the attempt has come. Without checkpoints no answer is covered.
+    fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::default()
+    }
+
+    /// Notes that a request was refused, because a limit is spent. It is called only where the gateway could not make it cost
+    /// less. The program may still ask another model.
+    fn note_spent(&self, refused: &WithoutRoom);
 
     /// Notes that the wait of a request for room was over, and that its program was asked to try again later.
-    fn note_busy(&self) {}
+    fn note_busy(&self, _refused: &WithoutRoom) {}
 
     /// Records what became of a call, once, and stores its answer. It must work after the attempt's lease is lost, and
     /// after its end. Until it returns, the program does not see the end of the answer.

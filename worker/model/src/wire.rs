@@ -5,7 +5,7 @@
 //!
 //! - **Input**: the tokens that the provider counted for the same beginning of the conversation last time ([`Counted`]),
 //!   and one for every byte since, because a token never has less than a byte. Images count as the provider's largest.
-//!   What is not in the request (files by id, documents, stored conversations) counts as the whole context window.
+//!   What is not in the request (files by id, documents, stored conversations and items) counts as the whole context window.
 //! - **Output**: the limit that the request names, or the model's, times the choices.
 //! - **Rates**: the dearest that can apply, see [`crate::Price::most`].
 //!
@@ -114,7 +114,10 @@ pub struct Ask {
     region: Choice,
     pub(crate) writes: CacheWrites,
     steps: Vec<Step>,
+    /// Whether it names something else than an item that is not in it.
     whole_window: bool,
+    /// Whether it names an item that is not in it.
+    by_id: bool,
     hosted: Hosted,
 }
 
@@ -246,6 +249,11 @@ impl Ask {
         }
     }
 
+    /// Returns whether all that it is about is in it, so that equal requests have equal answers.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.by_id && self.conversation().is_some()
+    }
+
     fn counted_input(&self, counted: &Counted) -> u64 {
         let mut since = 0_u64;
         for step in self.steps.iter().rev() {
@@ -283,14 +291,23 @@ const NOT_INPUT: [&str; 19] = [
 /// The fields that SDKs fill anew for each request.
 const FRESH_EACH_TIME: [&str; 2] = ["metadata", "user"];
 
-/// Splits a conversation into its head and its items, each with the hash of all up to it. Returns as well whether some of
-/// it is not in the request.
+/// A conversation as its head and its items, each with the hash of all up to it.
+struct Steps {
+    steps: Vec<Step>,
+    /// Whether something else than an item is not in the request.
+    whole_window: bool,
+    /// Whether an item is not in the request. What is stored under an id does not change, so once its tokens were counted it
+    /// is as if it were there.
+    by_id: bool,
+}
+
+/// Splits a conversation.
 fn steps(
     wire: Wire,
     head: &Map<String, Value>,
     items: &[Value],
     largest_image: u64,
-) -> Result<(Vec<Step>, bool), Refused> {
+) -> Result<Steps, Refused> {
     let mut sum = Sha256::new();
     sum.update(wire.path());
     let mut tokens = 0_u64;
@@ -305,6 +322,7 @@ fn steps(
     }
     let mut hash: [u8; 32] = sum.finalize().into();
     let mut all = vec![Step { hash, most_tokens: tokens }];
+    let mut by_id = false;
     for item in items {
         let mut sum = Sha256::new();
         sum.update(hash);
@@ -312,9 +330,12 @@ fn steps(
         hash = sum.finalize().into();
         let weight = content::weigh(item, largest_image)?;
         whole_window |= weight.whole_window;
-        all.push(Step { hash, most_tokens: weight.tokens.saturating_add(ADDED_PER_STEP) });
+        let is_stored = wire == Wire::Responses && content::is_stored(item);
+        by_id |= is_stored;
+        let tokens = if is_stored { u64::MAX } else { weight.tokens };
+        all.push(Step { hash, most_tokens: tokens.saturating_add(ADDED_PER_STEP) });
     }
-    Ok((all, whole_window))
+    Ok(Steps { steps: all, whole_window, by_id })
 }
 
 fn request_hash(wire: Wire, fields: &Map<String, Value>) -> [u8; 32] {

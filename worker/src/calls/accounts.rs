@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use harness::Usage;
 use job::Usd;
-use model::{Call, Given, Ledger, Outcome, Purchase, Reserve, Settlement, Unavailable};
+use model::{Call, Given, Ledger, Outcome, Purchase, Reserve, Settlement, Unavailable, WithoutRoom};
 use uuid::Uuid;
 
 /// When the gateway asks again for a call that does not fit beside what others hold.
@@ -132,7 +132,7 @@ impl Ledger for Accounts {
         limit == LIMIT
     }
 
-    fn note_spent(&self, _: Usd) {}
+    fn note_spent(&self, _: &WithoutRoom) {}
 
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable> {
         Accounts::settle(self, call.id, call.bound.cost, &settlement.outcome);

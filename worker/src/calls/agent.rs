@@ -132,6 +132,11 @@ impl AgentCalls {
         self.degrades() && self.by_loop
     }
 
+    /// Returns whether the model loop makes its calls, one after the other.
+    pub fn is_made_by_loop(&self) -> bool {
+        self.by_loop
+    }
+
     /// Returns what its programs may use of the tools that a provider runs.
     pub fn caps(&self) -> HostedCaps {
         HostedCaps { web_search: self.web_searches_per_call, file_search: self.file_searches_per_call }

@@ -1,7 +1,6 @@
 //! One attempt's side of the accounts: what its gateway asks becomes rows of the ledger.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -9,12 +8,13 @@ use async_trait::async_trait;
 use harness::IsDurable;
 use job::{Name, Usd};
 use model::{
-    Answer, Call, Given, Ledger, NoUsage, Outcome, Purchase, RequestKey, Reserve, Settlement, Unavailable,
+    Answer, Call, Checkpoints, Given, Ledger, NoUsage, Outcome, Purchase, RequestKey, Reserve, Settlement,
+    Unavailable, WithoutRoom,
 };
 use service::{RetryError, retry};
 use store::{
-    CacheEntry, CacheLookup, CallOutcome, CallTokens, Claim, GivenAnswer, Limit, Lookup, NewCall, Period,
-    Reserved, SettledCall, SpendScope, Store, StoreError, StoredAnswer,
+    CacheEntry, CacheLookup, Claim, GivenAnswer, Limit, Lookup, NewCall, Period, Reserved, SettledCall,
+    SpendScope, Store, StoreError, StoredAnswer,
 };
 use tokio::sync::{OnceCell, Semaphore};
 use tokio::time::sleep;
@@ -26,6 +26,8 @@ use super::look::Look;
 use super::metrics;
 use super::rates::{ProviderKeys, limit_name};
 use super::settings::CacheBounds;
+use super::settlement::{in_full, outcome_row, said};
+use super::spent::{Missed, NoRoom, Spent};
 use crate::attempt::Attempt;
 use crate::journal::Journal;
 use crate::metrics::METRICS;
@@ -36,10 +38,6 @@ const BUSY_RETRY: Duration = Duration::from_secs(1);
 const OTHER: &str = "other";
 /// Answers that are being kept for other jobs at the same time.
 static KEEPING: Semaphore = Semaphore::const_new(16);
-/// The most characters of what a provider says that a settlement keeps.
-const MOST_SAID: usize = 200;
-/// Why a call counts in full whose settlement Postgres has refused.
-const NOT_TAKEN: &str = "the ledger refused what was to be recorded";
 /// How often it is looked whether a program's lines are durable.
 const DURABLE_POLL: Duration = Duration::from_millis(2);
 
@@ -53,13 +51,13 @@ pub struct AttemptLedger {
     on_exhausted: OnExhausted,
     /// Whether its program goes on with another model where a limit leaves no room.
     tries_others: bool,
+    /// The model loop makes the calls, one after the other.
+    by_loop: bool,
     /// How old an answer of the cache may be that it is given, if any, and what the cache may hold.
     cache: Option<(Duration, CacheBounds)>,
     journal: Arc<Journal>,
     is_durable: OnceLock<IsDurable>,
-    /// Whether a call is made to cost less where it would not fit.
-    fits: bool,
-    no_room: Mutex<Option<NoRoom>>,
+    missed: Mutex<Missed>,
     /// Requests that earlier runs of the job have paid and no checkpoint covers, with what they cost; looked up when this
     /// run first pays.
     paid_before: OnceCell<Mutex<PaidBefore>>,
@@ -70,52 +68,6 @@ pub struct AttemptLedger {
 
 /// What requests have cost, by their hash and number.
 type PaidBefore = HashMap<([u8; 32], u32), Usd>;
-
-/// Why the last call had no room.
-#[derive(Clone, Debug)]
-pub enum NoRoom {
-    /// What is spent leaves none.
-    Spent(Spent),
-    /// Others hold it, or a rate limit is reached, and the wait for it was over.
-    Busy,
-}
-
-/// A limit that left no room for a call.
-#[derive(Clone, Debug)]
-pub struct Spent {
-    /// The account, as scope:period:window:name.
-    pub account: String,
-    limit: Usd,
-    /// What the call could have cost, and whether it may be made to cost less where there is room.
-    need: Usd,
-    fits: bool,
-    shut: bool,
-    /// What the call needed, if the refusal is counted only once nothing else has room either.
-    uncounted: Option<Usd>,
-}
-
-impl fmt::Display for Spent {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Spent { account, limit, need, shut, .. } = self;
-        if self.is_hopeless() {
-            return write!(f, "the budget {account} has no room: a call needs {need}, the limit is {limit}");
-        }
-        if *shut {
-            return write!(
-                f,
-                "the budget {account} is shut, because a call has cost more than was held for it"
-            );
-        }
-        write!(f, "the budget {account} of {limit} is spent")
-    }
-}
-
-impl Spent {
-    /// Returns whether the call needs more than the whole limit, so that no later window has room for it either.
-    pub fn is_hopeless(&self) -> bool {
-        self.need > self.limit && !self.fits
-    }
-}
 
 impl AttemptLedger {
     pub fn new(attempt: &Attempt<'_>, agent: &AgentCalls, journal: Arc<Journal>) -> AttemptLedger {
@@ -128,8 +80,8 @@ impl AttemptLedger {
             limits: limits(worker.settings.calls.fleet(), agent, spec.max_cost_usd),
             keys: worker.settings.calls.keys().clone(),
             on_exhausted: agent.on_exhausted,
-            fits: agent.fit().is_some(),
             tries_others: agent.loop_degrades(),
+            by_loop: agent.is_made_by_loop(),
             cache: worker
                 .settings
                 .calls
@@ -137,7 +89,7 @@ impl AttemptLedger {
                 .and_then(|bounds| Some((agent.cache_age(bounds.age)?, bounds))),
             journal,
             is_durable: OnceLock::new(),
-            no_room: Mutex::default(),
+            missed: Mutex::default(),
             paid_before: OnceCell::new(),
             look: worker.look.clone(),
             stop_waiting: worker.stop_waiting.clone(),
@@ -149,9 +101,9 @@ impl AttemptLedger {
         let _ = self.is_durable.set(is_durable);
     }
 
-    /// Returns why there was no room for the last call, if there was none.
+    /// Returns why there was no room for the last call that had none, if none has had it since which could have cost as much.
     pub fn no_room(&self) -> Option<NoRoom> {
-        self.no_room_now().clone()
+        self.missed().last().cloned()
     }
 
     pub fn waits(&self) -> bool {
@@ -181,23 +133,22 @@ impl AttemptLedger {
 
     /// Counts that a limit has refused a call, unless it is counted.
     pub fn count_refusal(&self) {
-        let taken = match self.no_room_now().as_mut() {
-            Some(NoRoom::Spent(spent)) => spent.uncounted.take().map(|most| (most, spent.clone())),
-            Some(NoRoom::Busy) | None => None,
-        };
-        if let Some((most, spent)) = taken {
-            self.refused(&spent, most);
+        let uncounted = self.missed().take_uncounted();
+        for Spent { account, shut, need, .. } in uncounted {
+            metrics::refused(&account, if shut { "shut" } else { "spent" });
+            self.look.note_spent(&account, need);
         }
     }
 
-    fn refused(&self, spent: &Spent, most: Usd) {
-        let Spent { account, shut, .. } = spent;
-        metrics::refused(account, if *shut { "shut" } else { "spent" });
-        self.look.note_spent(account, most);
+    fn missed(&self) -> MutexGuard<'_, Missed> {
+        self.missed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn no_room_now(&self) -> MutexGuard<'_, Option<NoRoom>> {
-        self.no_room.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes that there was room for a call, or its answer.
+    fn note_room(&self, request: Option<[u8; 32]>, most: Usd) {
+        // The loop goes on with what it is answered, whatever was refused before.
+        let most = if self.by_loop { Usd::MAX } else { most };
+        self.missed().had_room(request, most);
     }
 
     fn row(&self, call: &Call) -> NewCall {
@@ -288,14 +239,16 @@ impl AttemptLedger {
     async fn reserve_row(&self, row: NewCall) -> Result<Reserve, Unavailable> {
         let (provider, asks_cache) = (row.provider, row.lookup.as_ref().is_some_and(|it| it.cache.is_some()));
         let need = row.reserved;
+        // A purchase has no lookup, and no request.
+        let request = row.lookup.is_some().then_some(row.request_hash);
         let reserved = self.store.reserve(row).await.map_err(unavailable)?;
         let (spent, room) = match reserved {
             Reserved::Answered(answer) => {
-                *self.no_room_now() = None;
+                self.note_room(request, need);
                 return Ok(Reserve::Answered(self.given(answer)));
             }
             Reserved::Granted => {
-                *self.no_room_now() = None;
+                self.note_room(request, need);
                 if asks_cache {
                     metrics::cache(if self.store.asks_cache() { "miss" } else { "skipped" });
                 }
@@ -313,11 +266,14 @@ impl AttemptLedger {
             }
             Reserved::Lost => return Err(Unavailable("this run has lost its job".to_owned())),
             Reserved::Spent { account, limit, room, shut } => {
-                (Spent { account, limit, need, fits: self.fits, shut, uncounted: None }, room)
+                (Spent { account, limit, need, least: Usd::ZERO, shut, is_counted: true }, room)
             }
         };
         let limit = spent.to_string();
-        *self.no_room_now() = Some(NoRoom::Spent(spent));
+        if self.tries_others {
+            self.note_room(None, need);
+        }
+        self.missed().add(request, NoRoom::Spent(spent));
         Ok(Reserve::Spent { limit, room })
     }
 
@@ -368,17 +324,19 @@ impl Ledger for AttemptLedger {
         self.reserve_row(self.row(call)).await
     }
 
-    fn note_spent(&self, most: Usd) {
-        if let Some(NoRoom::Spent(spent)) = self.no_room_now().as_mut() {
-            spent.uncounted = Some(most);
-        }
+    fn checkpoints(&self) -> Checkpoints {
+        Checkpoints { written: self.journal.written(), covering: self.journal.covering() }
+    }
+
+    fn note_spent(&self, refused: &WithoutRoom) {
+        self.missed().is_final(refused);
         if !self.tries_others {
             self.count_refusal();
         }
     }
 
-    fn note_busy(&self) {
-        *self.no_room_now() = Some(NoRoom::Busy);
+    fn note_busy(&self, refused: &WithoutRoom) {
+        self.missed().add(refused.request, NoRoom::Busy);
     }
 
     async fn reserve_purchase(&self, purchase: &Purchase) -> Result<Reserve, Unavailable> {
@@ -398,13 +356,14 @@ impl Ledger for AttemptLedger {
     }
 
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable> {
-        let Settlement { outcome, provider_request_id, answer, is_shareable, learnt } = settlement;
+        let Settlement { outcome, provider_request_id, answer, after_checkpoints, is_shareable, learnt } =
+            settlement;
         self.keys.learn(&self.store, call, &learnt).await;
         let kept = answer.clone();
         let answer = answer.map(|Answer { content_type, body }| StoredAnswer {
             content_type,
             body: body.into(),
-            after_checkpoints: self.journal.written(),
+            after_checkpoints,
         });
         let row = self.row(call);
         let used = row.rate_use.as_ref().map(|takes| self.keys.used(call, takes, &outcome));
@@ -417,7 +376,8 @@ impl Ledger for AttemptLedger {
         if let Some(answer) = kept {
             self.keep(call, &answer, &counted, is_shareable);
         }
-        if costs {
+        // Behind its first checkpoint it does nothing again, and equal requests have equal numbers again.
+        if costs && self.journal.covering() == 0 {
             self.note_repaid(&call.request).await;
         }
         Ok(())
@@ -441,7 +401,7 @@ impl Ledger for AttemptLedger {
     async fn look_up(&self, call: &Call) -> Result<Option<Given>, Unavailable> {
         let found = self.store.look_up(self.row(call)).await.map_err(unavailable)?;
         if found.is_some() {
-            *self.no_room_now() = None;
+            self.note_room(Some(call.request.hash), call.bound.cost);
         }
         Ok(found.map(|answer| self.given(answer)))
     }
@@ -463,67 +423,4 @@ fn limits([daily, monthly]: [Option<Usd>; 2], agent: &AgentCalls, of_job: Option
     let limit = |(scope, period, limit): (_, _, Option<_>)| Some(Limit { scope, period, limit: limit? });
     let of_job = of_job.map(|limit| Limit { scope: SpendScope::Job, period: Period::Life, limit });
     named.into_iter().filter_map(limit).chain(of_job).collect()
-}
-
-fn outcome_row(outcome: Outcome) -> CallOutcome {
-    match outcome {
-        Outcome::Settled(settled) => {
-            let tokens = settled.tokens;
-            CallOutcome::Settled {
-                cost: settled.cost,
-                tokens: CallTokens {
-                    input: tokens.input,
-                    cache_read: tokens.cache_read,
-                    cache_write: tokens.cache_write.saturating_add(tokens.cache_write_long),
-                    output: tokens.output,
-                },
-                answered_by: said(&settled.model),
-            }
-        }
-        Outcome::Free => CallOutcome::Free,
-        Outcome::Unknown(reason) => CallOutcome::Unknown { reason: said(&reason.to_string()) },
-    }
-}
-
-/// Returns what a provider says as Postgres can hold it and people can read it.
-fn said(text: &str) -> String {
-    text.chars().take(MOST_SAID).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-}
-
-/// Returns a settlement with nothing in it that came from outside.
-fn in_full(settled: &SettledCall) -> SettledCall {
-    SettledCall {
-        call: settled.call.clone(),
-        outcome: CallOutcome::Unknown { reason: NOT_TAKEN.to_owned() },
-        provider_request_id: None,
-        answer: None,
-        used: Vec::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use model::{Settled, Tokens, Unpriced};
-
-    use super::*;
-
-    #[test]
-    fn what_a_provider_says_is_recorded_clean_and_short() {
-        let name = format!("m\0\u{1b}[2J\u{7f}é{}", "x".repeat(1_000_000));
-        let settled = Settled { cost: Usd::ZERO, tokens: Tokens::default(), model: name.clone() };
-        let texts = match (
-            outcome_row(Outcome::Settled(settled)),
-            outcome_row(Outcome::Unknown(NoUsage::Unpriced(Unpriced::Field(name.clone())))),
-        ) {
-            (CallOutcome::Settled { answered_by, .. }, CallOutcome::Unknown { reason }) => {
-                [answered_by, reason, said(&name)]
-            }
-            other => panic!("{other:?}"),
-        };
-        for text in texts {
-            assert!(!text.contains(char::is_control) && text.contains('é'), "{text}");
-            assert_eq!(text.chars().count(), MOST_SAID);
-        }
-        assert_eq!(said("claude-opus-5-5"), "claude-opus-5-5");
-    }
 }

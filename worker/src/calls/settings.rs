@@ -171,6 +171,11 @@ impl CallSettings {
         self.gateway.clone()
     }
 
+    /// Returns how long an answer that nobody waits for is read on.
+    pub fn usage_drain(&self) -> Duration {
+        self.gateway.as_ref().map_or(Duration::ZERO, |gateway| gateway.usage_drain)
+    }
+
     /// Returns what the fleet may spend in a day and in a month.
     pub fn fleet(&self) -> [Option<Usd>; 2] {
         self.fleet

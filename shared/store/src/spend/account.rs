@@ -172,8 +172,9 @@ macro_rules! accounts {
 }
 pub(crate) use accounts;
 
-/// A sum as the ledger holds it: one that is larger stays at the largest, so that no statement fails for it. The sum must not
-/// be NULL.
+/// A total as the ledger holds it: one that is larger stays at the largest, so that no statement fails for it. It must not be
+/// NULL. What a call can cost has a bound (`MOST_OF_A_CALL`), so this is only where many millions of calls add up: a program
+/// that no limit holds may reserve as often as it likes.
 macro_rules! bounded {
     ($sum:expr) => {
         concat!("greatest(least(", $sum, ", 9223372036854775807), -9223372036854775807)::bigint")
@@ -210,6 +211,14 @@ macro_rules! unfolded_from {
 }
 pub(crate) use unfolded_from;
 
+/// The limit under which the newest call of some moves was granted; NULL if none of them is of a grant.
+macro_rules! newest_bound {
+    () => {
+        "(array_agg(bound_microusd ORDER BY tx DESC) FILTER (WHERE bound_microusd > 0))[1]"
+    };
+}
+pub(crate) use newest_bound;
+
 /// Moves what the calls in the CTE `adopted` have spent and hold into the accounts of their sessions, or of their jobs.
 macro_rules! take_in {
     ($scope:literal, $id:literal) => {
@@ -219,13 +228,8 @@ macro_rules! take_in {
             $scope,
             ":life::' || ",
             $id,
-            ", ",
-            $crate::spend::account::bounded!("sum(cost_microusd)"),
-            ", ",
-            $crate::spend::account::bounded!("coalesce(sum(reserved_microusd) FILTER (WHERE state = 'held'), 0)"),
-            ", ",
-            $crate::spend::account::bounded!("sum(overrun_microusd)"),
-            ", 9223372036854775807
+            ", sum(cost_microusd), coalesce(sum(reserved_microusd) FILTER (WHERE state = 'held'), 0), sum(overrun_microusd),
+                     9223372036854775807
                 FROM adopted GROUP BY ",
             $id
         )
@@ -284,16 +288,6 @@ pub(super) const LOCK_OUT_LIMITS: &str = "SELECT pg_advisory_xact_lock_shared(75
 /// As [`LOCK_OUT_LIMITS`], for a change of a limit.
 pub(super) const LOCK_OUT_RESERVATIONS: &str = "SELECT pg_advisory_xact_lock(7521418671159473016)";
 
-/// Locks the accounts that carry a limit, in the order of their keys, and rewrites none.
-pub(super) const LOCK: &str = concat!(
-    "WITH ",
-    accounts!(),
-    " SELECT count(*) FROM (
-        SELECT FROM harness_accounts
-         WHERE key = ANY(ARRAY(SELECT key FROM accounts WHERE named IS NOT NULL OR budget IS NOT NULL))
-         ORDER BY key FOR NO KEY UPDATE) locked"
-);
-
 /// Folds the moves of accounts, of those in the CTE `of` that have at least this many.
 macro_rules! fold {
     ($of:expr, $least:literal) => {
@@ -324,7 +318,9 @@ macro_rules! fold {
                 RETURNING *
             ), f AS MATERIALIZED (
                 SELECT key, sum(spent_microusd) AS spent, sum(held_microusd) AS held,
-                       sum(overrun_microusd) AS overrun, max(bound_microusd) AS bound
+                       sum(overrun_microusd) AS overrun, max(bound_microusd) AS bound, ",
+            $crate::spend::account::newest_bound!(),
+            " AS newest_bound
                   FROM folded GROUP BY key
             )
             UPDATE harness_accounts a
@@ -338,6 +334,7 @@ macro_rules! fold {
             $crate::spend::account::bounded!("a.overrun_microusd + f.overrun"),
             ",
                    bound_microusd = greatest(a.bound_microusd, f.bound),
+                   newest_bound_microusd = coalesce(f.newest_bound, a.newest_bound_microusd),
                    folded_tx = pg_snapshot_xmin(pg_current_snapshot()), changed_at = now()
               FROM f WHERE a.key = ANY(ARRAY(SELECT key FROM f)) AND a.key = f.key"
         )

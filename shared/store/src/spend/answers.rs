@@ -6,8 +6,9 @@
 //! A checkpoint that only says what was used covers none: a run that fails, or is handed back, ends with one, and the next
 //! run begins where the session was before. It has counted what the answers cost, though.
 //!
-//! They are looked up by the statement that reserves, so that a call without one costs one round trip. An answer that came
-//! from the cache is stored here as well: a later attempt is given the same, whatever has become of the cache.
+//! The statement that reserves notes whether there may be one, so that a call without one costs one round trip. Where there
+//! may be one, nothing is held, and it is looked up in a second transaction. An answer that came from the cache is stored here
+//! as well: a later attempt is given the same, whatever has become of the cache.
 
 use job::Usage;
 use tokio_postgres::types::ToSql;
@@ -90,7 +91,7 @@ macro_rules! answers {
                                        WHERE k.session_id = s.session_id AND k.job_id = s.job_id AND k.epoch >= s.epoch
                                          AND (k.epoch > s.epoch OR k.ordinal >= s.after_checkpoints))
                    OFFSET 0) p ON true
-             WHERE t.after_checkpoints IS NOT NULL AND t.found IS NULL AND t.alive
+             WHERE t.after_checkpoints IS NOT NULL AND t.alive
         )"
         )
     };

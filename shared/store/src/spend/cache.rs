@@ -43,7 +43,7 @@ macro_rules! cached {
             $crate::jobs::tenant_of!("t.session_id"),
             " AND k.key = t.cache_key AND k.keep_until > now()
                           AND k.stored_at > now() - t.cache_age_s * interval '1 second' OFFSET 0) s
-                 WHERE t.cache_key IS NOT NULL AND t.found IS NULL AND t.alive
+                 WHERE t.cache_key IS NOT NULL AND t.alive
                    AND t.turn NOT IN (SELECT turn FROM answers)
             ), kept AS (
                 INSERT INTO harness_call_answers AS h

@@ -8,7 +8,21 @@ use uuid::Uuid;
 
 use super::account::{Limit, Period, Scope, micros};
 use super::rates::RateUse;
+use crate::StoreError;
 use crate::jobs::Claim;
+
+/// The most that one call may cost or hold, a million dollars. None costs nearly as much.
+pub const MOST_OF_A_CALL: Usd = Usd::from_micros(1_000_000_000_000);
+
+/// Refuses an amount that no call can cost, where it would enter the ledger.
+pub(super) fn check_cost(amount: Usd) -> Result<(), StoreError> {
+    if amount <= MOST_OF_A_CALL {
+        return Ok(());
+    }
+    let message = format!("the cost of a call: got {amount}, expected at most {MOST_OF_A_CALL}");
+    // numeric_value_out_of_range
+    Err(StoreError::Refused { sqlstate: "22003".to_owned(), message })
+}
 
 /// One HTTP attempt at a model.
 #[derive(Clone, Debug)]
@@ -25,11 +39,11 @@ pub struct NewCall {
     pub provider: &'static str,
     /// The model that it names.
     pub model: String,
-    /// The most that it can cost.
+    /// The most that it can cost; at most [`MOST_OF_A_CALL`].
     pub reserved: Usd,
     /// Equal for equal requests.
     pub request_hash: [u8; 32],
-    /// How many answers to it the run had before.
+    /// How many answers to it the run had before which no checkpoint covers.
     pub request_nth: u32,
     /// The limits that its worker, its agent and its job name.
     pub limits: Vec<Limit>,

@@ -6,7 +6,7 @@
 use job::Usd;
 use tokio_postgres::Row;
 
-use super::account::{Period, Scope, bounded, today, unfolded_from};
+use super::account::{Period, Scope, bounded, newest_bound, today, unfolded_from};
 use crate::database::{Tx, read_usd};
 use crate::{Store, StoreError};
 
@@ -21,8 +21,8 @@ pub struct BudgetGauge {
     pub name: String,
     /// The account, as scope:period:window:name.
     pub account: String,
-    /// The limit in the ledger's table, or the greatest under which a worker was granted a call in this window; the lower
-    /// of both. None, if there is none or no call was granted yet.
+    /// The limit in the ledger's table, or the one under which a worker was granted the newest call of this window; the lower of
+    /// both. None, if there is none or no call was granted yet.
     pub limit: Option<Usd>,
     /// What is spent.
     pub spent: Usd,
@@ -58,7 +58,8 @@ impl BudgetGauge {
     }
 }
 
-/// At most 200 agents of a window, and 1000 limits of the table. The bound of an account is the greatest number once a call was granted without a limit.
+/// At most 200 agents of a window, and 1000 limits of the table. The newest bound of an account is the greatest number if that call
+/// was granted without a limit. Where nothing was folded since there is a newest one, it is the greatest of the window.
 const BUDGETS: &str = concat!(
     "WITH p AS MATERIALIZED (
         SELECT v.period, v.starts FROM (SELECT ",
@@ -79,8 +80,7 @@ const BUDGETS: &str = concat!(
           FROM (SELECT * FROM harness_budgets WHERE scope IN ('agent', 'tenant', 'user')
                  ORDER BY scope, period, name LIMIT 1000) b JOIN p ON p.period = b.period
     )
-    SELECT w.scope, w.period, w.name, w.key, least(b.limit_microusd, nullif(nullif(
-               greatest(a.bound_microusd, m.bound), 0), 9223372036854775807)) AS most, ",
+    SELECT w.scope, w.period, w.name, w.key, least(b.limit_microusd, n.bound) AS most, ",
     bounded!("coalesce(a.spent_microusd, 0) + m.spent"),
     ", ",
     bounded!("coalesce(a.held_microusd, 0) + m.held"),
@@ -95,20 +95,23 @@ const BUDGETS: &str = concat!(
     " AS unfolded_from FROM harness_accounts h WHERE h.key = w.key OFFSET 0) a ON true
      CROSS JOIN LATERAL (
            SELECT coalesce(sum(spent_microusd), 0) AS spent, coalesce(sum(held_microusd), 0) AS held,
-                  coalesce(sum(overrun_microusd), 0) AS overrun, max(bound_microusd) AS bound
+                  coalesce(sum(overrun_microusd), 0) AS overrun, ",
+    newest_bound!(),
+    " AS newest_bound
              FROM harness_account_moves m WHERE m.key = a.key AND m.tx >= a.unfolded_from OFFSET 0) m
+     CROSS JOIN LATERAL (
+           SELECT nullif(nullif(coalesce(m.newest_bound, a.newest_bound_microusd, a.bound_microusd), 0),
+                         9223372036854775807) AS bound OFFSET 0) n
       LEFT JOIN LATERAL (SELECT limit_microusd FROM harness_budgets b
                           WHERE b.scope = w.scope AND b.period = w.period AND b.name = w.name OFFSET 0) b ON true
      WHERE w.scope = 'fleet' AND a.key IS NOT NULL
-        OR b.limit_microusd IS NOT NULL OR greatest(a.bound_microusd, m.bound) BETWEEN 1 AND 9223372036854775806"
+        OR b.limit_microusd IS NOT NULL OR n.bound IS NOT NULL"
 );
 
-const UNKNOWN: &str = concat!(
-    "SELECT count(*), ",
-    bounded!("coalesce(sum(cost_microusd), 0)"),
-    ", count(*) FILTER (WHERE reserved_at < now() - interval '1 hour')
-      FROM (SELECT cost_microusd, reserved_at FROM harness_calls WHERE state = 'unknown' ORDER BY call_id LIMIT 10000) u"
-);
+const UNKNOWN: &str = "
+    SELECT count(*), coalesce(sum(cost_microusd), 0)::bigint,
+           count(*) FILTER (WHERE reserved_at < now() - interval '1 hour')
+      FROM (SELECT cost_microusd, reserved_at FROM harness_calls WHERE state = 'unknown' ORDER BY call_id LIMIT 10000) u";
 
 impl Store {
     /// Reads how limits fare, and what is not known.

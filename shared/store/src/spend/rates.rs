@@ -63,82 +63,12 @@ macro_rules! held_until {
 }
 pub(super) use held_until;
 
-/// Opens the accounts $1 whose limits $2 are named, and locks those that are there, in the order of their names.
-pub(super) const LOCK_RATES: &str = "
-    WITH opened AS (
-        INSERT INTO harness_provider_rates (account)
-        SELECT account FROM unnest($1::text[], $2::bigint[]) AS t(account, named)
-         WHERE named IS NOT NULL ORDER BY account COLLATE \"C\"
-        ON CONFLICT DO NOTHING
-    )
-    SELECT count(*) FROM (SELECT FROM harness_provider_rates WHERE account = ANY($1)
-                           ORDER BY account FOR NO KEY UPDATE) locked";
-
-/// CTEs after those of a reservation: `hindered` are the calls that have to wait, and for how long; `rated` has what each
-/// call takes. A call of a batch counts for those after it, even if it is refused elsewhere.
-///
-/// What is held until calls are settled comes back sooner than its end, so a call that waits for it asks again in a second.
-macro_rules! rate_ctes {
-    () => {
-        concat!(
-            ", rates AS MATERIALIZED (
-                SELECT r.n, r.account, least(r.named, h.learnt) AS max, h.unfolded_from,
-                       coalesce((SELECT sum(amount) FROM harness_provider_moves m
-                                  WHERE m.account = r.account AND m.tx >= h.unfolded_from AND m.counts_until > now()),
-                                0) AS level
-                  FROM unnest($25::text[], $26::bigint[]) WITH ORDINALITY AS r(account, named, n)
-                 CROSS JOIN LATERAL (SELECT learnt, ",
-            $crate::spend::account::unfolded_from!(),
-            " AS unfolded_from FROM harness_provider_rates h WHERE h.account = r.account OFFSET 0) h
-                 WHERE coalesce(r.named, h.learnt) IS NOT NULL
-            ), rated AS MATERIALIZED (
-                SELECT p.turn, p.amount, p.as_produced, r.*,
-                       r.level + sum(p.amount) OVER (PARTITION BY r.n ORDER BY p.turn) - p.amount AS before
-                  FROM unnest($27::int[], $28::int[], $29::bigint[], $30::bool[]) AS p(turn, n, amount, as_produced)
-                  JOIN rates r ON r.n = p.n JOIN asked a ON a.turn = p.turn
-                 WHERE a.found IS NULL AND a.runs
-            ), hindered AS MATERIALIZED (
-                SELECT r.turn, r.account AS by, coalesce(w.wait, CASE WHEN r.as_produced THEN 1 ELSE 62 END) AS wait
-                  FROM rated r
-                 CROSS JOIN LATERAL (
-                       SELECT min(extract(epoch FROM ends - now()))::float8 AS wait
-                         FROM (SELECT ends, r.before - sum(amount) OVER (ORDER BY ends) AS level
-                                 FROM (SELECT CASE WHEN counts_until > now() + interval '63 seconds'
-                                                   THEN now() + interval '1 second' ELSE counts_until END AS ends, amount
-                                         FROM harness_provider_moves m
-                                        WHERE m.account = r.account AND m.tx >= r.unfolded_from
-                                          AND m.counts_until > now()) m) l
-                        WHERE level + greatest(r.amount, 1) <= r.max OR r.amount > r.max AND level <= 0) w
-                 WHERE NOT (before + greatest(amount, 1) <= max OR amount > max AND before <= 0)
-                UNION ALL
-                SELECT k.turn, s.key, extract(epoch FROM s.shut_until - now())::float8
-                  FROM unnest($31::text[]) WITH ORDINALITY AS k(key, turn)
-                  JOIN (SELECT key, shut_until FROM harness_provider_keys
-                         WHERE key = ANY($31) AND shut_until > now() OFFSET 0) s ON s.key = k.key
-            )"
-        )
-    };
-}
-pub(super) use rate_ctes;
-
-/// The CTE that takes what the calls in `inserted` have taken.
-macro_rules! rate_moves {
-    () => {
-        concat!(
-            ", taken AS (
-                INSERT INTO harness_provider_moves (account, counts_until, amount)
-                SELECT r.account, CASE WHEN r.as_produced THEN ",
-            $crate::spend::rates::held_until!("now()"),
-            " ELSE ",
-            $crate::spend::rates::counts_until!("now()"),
-            " END, sum(r.amount)
-                  FROM inserted i JOIN asked a ON a.call_id = i.call_id JOIN rated r ON r.turn = a.turn
-                 WHERE r.amount > 0 GROUP BY 1, 2
-            )"
-        )
-    };
-}
-pub(super) use rate_moves;
+/// Opens the accounts $1 whose limits $2 are named.
+pub(super) const OPEN_RATES: &str = "
+    INSERT INTO harness_provider_rates (account)
+    SELECT account FROM unnest($1::text[], $2::bigint[]) AS t(account, named)
+     WHERE named IS NOT NULL ORDER BY account COLLATE \"C\"
+    ON CONFLICT DO NOTHING";
 
 /// The CTE that gives back what the calls in `c` had taken, and takes what they have used. Those that were settled before
 /// their reservation arrived have taken nothing, and the end of a run gives nothing back.
@@ -237,6 +167,11 @@ impl<'a> Takes<'a> {
             }
             takes
         })
+    }
+
+    /// Returns whether a limit is named, so that its account is to be opened.
+    pub fn names_limits(&self) -> bool {
+        self.limits.iter().any(Option::is_some)
     }
 
     pub fn params(&self) -> [&(dyn ToSql + Sync); 7] {

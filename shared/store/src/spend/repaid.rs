@@ -5,7 +5,6 @@ use job::Usd;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::account::bounded;
 use crate::database::{query, read_usd};
 use crate::jobs::Claim;
 use crate::{Store, StoreError};
@@ -15,16 +14,14 @@ use crate::{Store, StoreError};
 pub struct PaidRequest {
     /// Equal for equal requests.
     pub hash: Vec<u8>,
-    /// How many answers to it its run had before.
+    /// How many answers to it its run had before which no checkpoint covered.
     pub nth: u32,
     /// What it cost.
     pub cost: Usd,
 }
 
-const PAID: &str = concat!(
-    "SELECT request_hash, request_nth, ",
-    bounded!("sum(cost_microusd)"),
-    " FROM harness_calls c
+const PAID: &str = "
+    SELECT request_hash, request_nth, sum(cost_microusd)::bigint FROM harness_calls c
      WHERE session_id = $1 AND job_id = $2 AND epoch < $3 AND cost_microusd > 0
        AND NOT EXISTS (SELECT FROM harness_checkpoints k
                         WHERE k.session_id = c.session_id AND k.job_id = c.job_id AND k.epoch >= c.epoch
@@ -32,8 +29,7 @@ const PAID: &str = concat!(
        AND NOT EXISTS (SELECT FROM harness_history k
                         WHERE k.session_id = c.session_id AND k.folded_by = c.job_id AND k.job_id = c.job_id
                           AND k.epoch >= c.epoch AND (k.epoch > c.epoch OR k.created_at > c.settled_at))
-     GROUP BY request_hash, request_nth LIMIT 10000"
-);
+     GROUP BY request_hash, request_nth LIMIT 10000";
 
 impl Store {
     /// Returns what earlier runs of a job have paid and no checkpoint covers yet.

@@ -12,14 +12,13 @@ use tokio_postgres::types::ToSql;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::account::{
-    Accounts, FOLD, LOCK, LOCK_OUT_LIMITS, OPEN, OPEN_JOBS, accounts, bounded, unfolded_from,
-};
-use super::answers::{GivenAnswer, answers, is_progress};
-use super::cache::{CacheHealth, cached};
-use super::call::{CacheLookup, Columns, Lookup, NewCall, call_columns, call_values};
-use super::rates::{FOLD_RATES, LOCK_RATES, Takes, rate_ctes, rate_moves};
-use crate::database::{Batched, Tx, read_usd};
+use super::account::{Accounts, FOLD, LOCK_OUT_LIMITS, OPEN, OPEN_JOBS};
+use super::answers::GivenAnswer;
+use super::cache::CacheHealth;
+use super::call::{CacheLookup, Columns, Lookup, NewCall, check_cost};
+use super::deciding::{FOUND, Form, Given, WAITS};
+use super::rates::{FOLD_RATES, OPEN_RATES, Takes};
+use crate::database::{Batched, Tx, queries, read_usd};
 use crate::{Store, StoreError};
 
 /// The answer to a reservation.
@@ -56,160 +55,10 @@ pub enum Reserved {
     Lost,
 }
 
-/// Keeps these jobs with their runs, until the calls are inserted: a newer run must find them.
+/// Keeps these jobs with their runs before anything of them is locked that a newer run takes as well.
 const KEEP_RUNS: &str = "
     SELECT count(*) FROM (SELECT FROM harness_jobs
      WHERE job_id = ANY($1) AND state = 'running' ORDER BY job_id FOR SHARE) kept";
-
-/// Decides about the calls of a batch, in their order. A call whose answer was paid before holds nothing. A call that would not even fit alone counts for nothing; of
-/// the others each counts for those after it, even if another account refuses it. So a batch may grant less than its
-/// calls would get one after the other, never more, and such a call is busy.
-///
-/// A call that is there already was reserved by an earlier try whose reply was lost, or was settled before. Where an
-/// account that counts is not open, no call is held.
-macro_rules! reserve {
-    (given: $cached:expr, $given:expr, ctes: $ctes:expr, refused: $refused:expr, columns: $columns:expr, values: $values:expr, moves: $moves:expr,
-     answers: $answers:expr) => { concat!(
-    "WITH ",
-    accounts!(),
-    ", came AS MATERIALIZED (
-        SELECT t.*, c.state AS found, c.epoch = t.epoch AS found_same,
-               EXISTS (SELECT FROM harness_jobs j
-                        WHERE j.job_id = t.job_id AND j.epoch = t.epoch AND j.session_id || '' = t.session_id
-                          AND j.worker_id IS NOT DISTINCT FROM t.worker_id) AS alive
-          FROM unnest($6::uuid[], $7::uuid[], $8::bigint[], $9::uuid[], $10::text[], $11::text[], $12::text[],
-                      $13::text[], $14::text[], $15::bigint[], $16::bytea[], $17::int[], $21::int[], $22::bytea[],
-                      $23::bigint[], $24::bool[])
-               WITH ORDINALITY AS t(call_id, job_id, epoch, worker_id, session_id, agent_id, user_id, provider, model,
-                                    reserved, request_hash, request_nth, after_checkpoints, cache_key, cache_age_s,
-                                    only_look, turn)
-          LEFT JOIN LATERAL (SELECT state, epoch FROM harness_calls c WHERE c.call_id = t.call_id OFFSET 0) c ON true
-    ), ",
-    answers!(),
-    $cached,
-    ", given AS MATERIALIZED (SELECT * FROM answers",
-    $given,
-    "), used AS MATERIALIZED (
-        SELECT a.n, a.key, a.scope, a.budget, a.named IS NOT NULL OR a.budget IS NOT NULL AS limited,
-               h.spent_microusd + coalesce(m.spent, 0) AS spent, h.held_microusd + coalesce(m.held, 0) AS held,
-               h.overrun_microusd + coalesce(m.overrun, 0) > h.reopened_microusd AS shut
-          FROM accounts a
-         CROSS JOIN LATERAL (SELECT *, ",
-    unfolded_from!(),
-    " AS unfolded_from FROM harness_accounts h WHERE h.key = a.key OFFSET 0) h
-          LEFT JOIN LATERAL (
-               SELECT sum(spent_microusd) AS spent, sum(held_microusd) AS held, sum(overrun_microusd) AS overrun
-                 FROM harness_account_moves m
-                WHERE m.key = h.key AND m.tx >= h.unfolded_from AND (a.named IS NOT NULL OR a.budget IS NOT NULL)
-               OFFSET 0) m ON true
-    ), unopened AS MATERIALIZED (
-        SELECT FROM accounts
-         WHERE (always OR named IS NOT NULL OR budget IS NOT NULL) AND n NOT IN (SELECT n FROM used)
-    ), asked AS MATERIALIZED (
-        SELECT t.*, t.alive AND NOT t.only_look AND t.turn NOT IN (SELECT turn FROM given)
-                    AND NOT EXISTS (SELECT FROM unopened) AS runs
-          FROM came t
-    ), counted AS MATERIALIZED (
-        SELECT p.turn, u.*, least(p.named, u.budget) AS max
-          FROM unnest($18::int[], $19::int[], $20::bigint[]) AS p(turn, n, named) JOIN used u ON u.n = p.n
-    ), checked AS MATERIALIZED (
-        SELECT c.*, a.reserved, c.shut OR c.spent + a.reserved > c.max AS exhausted,
-               c.spent + c.held + a.reserved <= c.max AND NOT c.shut AS fits
-          FROM counted c JOIN asked a ON a.turn = c.turn
-         WHERE c.limited AND c.max IS NOT NULL AND a.found IS NULL AND a.runs
-    ), alone AS MATERIALIZED (
-        SELECT turn FROM asked WHERE found IS NULL AND runs
-        EXCEPT SELECT turn FROM checked WHERE NOT fits
-    ), crowded AS MATERIALIZED (
-        SELECT turn FROM (
-            SELECT turn, spent + held + sum(reserved) OVER (PARTITION BY n ORDER BY turn) > max AS over
-              FROM checked WHERE turn IN (SELECT turn FROM alone)) o
-         WHERE over
-    )",
-    $ctes,
-    ", inserted AS (
-        INSERT INTO harness_calls (",
-    call_columns!(),
-    ", on_session, on_job",
-    $columns,
-    ")
-        SELECT ",
-    call_values!(),
-    ",
-               EXISTS (SELECT FROM counted c WHERE c.turn = a.turn AND c.scope = 'session'),
-               EXISTS (SELECT FROM counted c WHERE c.turn = a.turn AND c.scope = 'job')",
-    $values,
-    "
-          FROM asked a
-         WHERE turn IN (SELECT turn FROM alone EXCEPT SELECT turn FROM crowded",
-    $refused,
-    ") ORDER BY a.call_id
-        ON CONFLICT DO NOTHING RETURNING call_id
-    ), moved AS (
-        INSERT INTO harness_account_moves (key, held_microusd, bound_microusd)
-        SELECT c.key, ",
-    bounded!("sum(a.reserved)"),
-    ", max(coalesce(c.max, 9223372036854775807))
-          FROM inserted i JOIN asked a ON a.call_id = i.call_id JOIN counted c ON c.turn = a.turn
-         GROUP BY c.key
-    )",
-    $moves,
-    "
-    SELECT a.call_id, (found IS NOT DISTINCT FROM 'held' AND found_same) OR i.call_id IS NOT NULL,
-           found IS NULL AND runs, b.key, b.max, b.exhausted, b.shut, ",
-    $answers,
-    ",
-           (SELECT min(CASE WHEN c.shut THEN 0 ELSE greatest(c.max - c.spent, 0) END)::bigint FROM checked c WHERE c.turn = a.turn),
-           g.content_type, g.body, g.cached, g.cost, g.input, g.output, EXISTS (SELECT FROM unopened)
-      FROM asked a
-      LEFT JOIN given g ON g.turn = a.turn
-      LEFT JOIN inserted i ON i.call_id = a.call_id
-      LEFT JOIN LATERAL (
-           SELECT * FROM checked b
-            WHERE b.turn = a.turn AND (NOT b.fits OR a.turn IN (SELECT turn FROM crowded))
-            ORDER BY b.exhausted DESC, b.fits, b.max - b.spent - b.held LIMIT 1) b ON true"
-    ) };
-}
-
-/// As [`reserve`] takes what limits of keys change, and where the cache of answers is asked.
-macro_rules! not_hindered {
-    () => {
-        " EXCEPT SELECT turn FROM hindered"
-    };
-}
-macro_rules! taken_from {
-    () => {
-        ", (SELECT array_agg(r.account) FROM rated r WHERE r.turn = a.turn)"
-    };
-}
-macro_rules! hindered {
-    () => {
-        "(SELECT h.by FROM hindered h WHERE h.turn = a.turn ORDER BY h.wait DESC, h.by LIMIT 1),
-           (SELECT max(h.wait) FROM hindered h WHERE h.turn = a.turn)"
-    };
-}
-macro_rules! from_cache {
-    () => {
-        " UNION ALL SELECT * FROM cached"
-    };
-}
-
-/// The statements, by whether calls name keys of providers, whose limits are decided as well, and by whether the cache of
-/// answers is asked.
-const RESERVE: [[&str; 2]; 2] = [
-    [
-        reserve!(given: "", "", ctes: "", refused: "", columns: "", values: "", moves: "",
-                 answers: "NULL::text, NULL::float8"),
-        reserve!(given: cached!(), from_cache!(), ctes: "", refused: "", columns: "", values: "", moves: "",
-                 answers: "NULL::text, NULL::float8"),
-    ],
-    [
-        reserve!(given: "", "", ctes: rate_ctes!(), refused: not_hindered!(), columns: ", rate_accounts", values: taken_from!(),
-                 moves: rate_moves!(), answers: hindered!()),
-        reserve!(given: cached!(), from_cache!(), ctes: rate_ctes!(), refused: not_hindered!(), columns: ", rate_accounts",
-                 values: taken_from!(), moves: rate_moves!(), answers: hindered!()),
-    ],
-];
 
 /// A lock of the table of the cache is not waited for longer.
 const CACHE_WITHIN: &str = "SELECT set_config('lock_timeout', '250ms', true)";
@@ -217,6 +66,12 @@ const CACHE_WITHIN: &str = "SELECT set_config('lock_timeout', '250ms', true)";
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Of so many batches one folds. They append one move to an account, and that is many more than are read quickly.
 const FOLD_ONE_OF: u32 = 8;
+/// So often a batch is decided whose accounts were not open. The second time opens them; midnight may come after it.
+const TRIES: usize = 3;
+/// When a call asks again whose limit has had room since it was decided.
+const ASK_SOON: Duration = Duration::from_millis(50);
+
+type Param<'a> = &'a (dyn ToSql + Sync);
 
 /// A call that asks for its reservation, or for its answer alone.
 #[derive(Debug)]
@@ -241,7 +96,7 @@ struct Lookups<'a> {
 }
 
 impl<'a> Lookups<'a> {
-    fn of(batch: &'a [Reservation]) -> Lookups<'a> {
+    fn of(batch: &[&'a Reservation]) -> Lookups<'a> {
         let lookups = || batch.iter().map(|it| it.call.lookup.as_ref());
         let cache = || lookups().map(|lookup| lookup?.cache.as_ref());
         let after = |lookup: &Lookup| i32::try_from(lookup.after_checkpoints).unwrap_or(i32::MAX);
@@ -290,72 +145,159 @@ impl Batched for Reservation {
     fn changed(&self, _: &Reserved, _: &mut Vec<Change>) {}
 }
 
-/// Decides among open accounts, and opens them only where one is missing: that is two of six statements.
-async fn decide(pool: &Pool, batch: &[Reservation], in_cache: bool) -> Result<Vec<Reserved>, StoreError> {
-    let is_answered = |answer: &Reserved| matches!(answer, Reserved::Answered(_));
-    let (answers, one_was_closed) = decided(pool, batch, in_cache, false).await?;
-    if !one_was_closed || answers.iter().all(is_answered) {
-        return Ok(answers);
-    }
-    let (again, _) = decided(pool, batch, in_cache, true).await?;
-    // An answer from the cache is the job's own by now.
-    Ok(answers
-        .into_iter()
-        .zip(again)
-        .map(|(one, other)| if is_answered(&one) { one } else { other })
-        .collect())
+/// What a transaction has decided about a call.
+enum Decided {
+    Answer(Reserved),
+    /// A limit of its key has no room for it.
+    Hindered,
+    /// Nothing could be held.
+    Not {
+        /// An account in which it counts is not open.
+        is_closed: bool,
+        /// There may be an answer.
+        is_stored: bool,
+    },
 }
 
-/// Returns the answers, and whether an account was not open, so that nothing could be held.
-async fn decided(
+/// Decides in one transaction where it can: among accounts that are open, about calls of which no answer is noted. What
+/// only the others need is three more statements, and half of a plan.
+async fn decide(pool: &Pool, batch: &[Reservation], in_cache: bool) -> Result<Vec<Reserved>, StoreError> {
+    let mut given = if in_cache { Given::Cached } else { Given::Noted };
+    let mut opens = false;
+    let mut decided: Vec<Decided> = Vec::new();
+    let mut open: Vec<usize> = (0..batch.len()).collect();
+    for _ in 0..TRIES {
+        let these: Vec<&Reservation> = open.iter().map(|at| &batch[*at]).collect();
+        let now = transact(pool, &these, given, opens).await?;
+        if decided.is_empty() {
+            decided = now;
+        } else {
+            open.iter().zip(now).for_each(|(at, now)| decided[*at] = now);
+        }
+        open.retain(|at| match decided[*at] {
+            Decided::Not { is_closed, is_stored } => {
+                opens |= is_closed;
+                if is_stored && given == Given::Noted {
+                    given = Given::Answers;
+                }
+                true
+            }
+            Decided::Answer(_) | Decided::Hindered => false,
+        });
+        if open.is_empty() {
+            return explain(pool, batch, decided).await;
+        }
+    }
+    Err(StoreError::unavailable("accounts of a reservation do not stay open"))
+}
+
+/// Completes answers that grant nothing, after the transaction: such a call can wait. One that is there, even if an answer to it
+/// is as well, was reserved by an earlier try whose reply was lost, or was settled before; of one that a limit of its key hinders, it is asked for how long.
+async fn explain(
     pool: &Pool,
     batch: &[Reservation],
-    in_cache: bool,
+    decided: Vec<Decided>,
+) -> Result<Vec<Reserved>, StoreError> {
+    let is_refused = |(it, decided): &(&Reservation, &Decided)| {
+        !it.only_look && !matches!(decided, Decided::Answer(Reserved::Granted))
+    };
+    let refused: Vec<Uuid> =
+        batch.iter().zip(&decided).filter(is_refused).map(|(it, _)| it.call.call_id).collect();
+    let hindered = batch.iter().zip(&decided).filter(|(_, decided)| matches!(decided, Decided::Hindered));
+    let hindered: Vec<&NewCall> = hindered.map(|(it, _)| &it.call).collect();
+    let takes = Takes::of(&hindered).unwrap_or_default();
+    let (mut found, mut waits) = (HashMap::new(), HashMap::new());
+    if !refused.is_empty() {
+        let (calls, of_takes): ([Param<'_>; 1], _) = ([&refused], takes.params());
+        let steps: [(&str, &[Param<'_>]); 2] = [(FOUND, &calls), (WAITS, &of_takes)];
+        let asked = if hindered.is_empty() { &steps[..1] } else { &steps[..] };
+        let mut answers = queries(pool, "explain_reservation", asked).await?.into_iter();
+        let rows = answers.next().unwrap_or_default();
+        found.extend(
+            rows.iter().map(|row| (row.get::<_, Uuid>(0), (row.get::<_, String>(1), row.get::<_, i64>(2)))),
+        );
+        for row in answers.next().unwrap_or_default() {
+            let wait = Duration::from_secs_f64(row.get::<_, f64>(2).max(0.0));
+            waits.insert(hindered[row.get::<_, i32>(0) as usize - 1].call_id, (row.get(1), wait));
+        }
+    }
+    let answer = |(it, decided): (&Reservation, Decided)| match found.get(&it.call.call_id) {
+        Some((state, epoch)) if state == "held" && *epoch == it.call.claim.epoch() => Reserved::Granted,
+        Some(_) => Reserved::Lost,
+        None => match decided {
+            Decided::Answer(answer) => answer,
+            Decided::Hindered => {
+                let takes = it.call.rate_use.iter().flat_map(|used| &used.takes);
+                let gone = || (takes.map(|take| take.account.clone()).next().unwrap_or_default(), ASK_SOON);
+                let (limit, retry_after) = waits.remove(&it.call.call_id).unwrap_or_else(gone);
+                Reserved::Later { limit, retry_after }
+            }
+            Decided::Not { .. } => Reserved::Lost,
+        },
+    };
+    Ok(batch.iter().zip(decided).map(answer).collect())
+}
+
+/// Runs the transaction of these calls.
+async fn transact(
+    pool: &Pool,
+    batch: &[&Reservation],
+    given: Given,
     opens: bool,
-) -> Result<(Vec<Reserved>, bool), StoreError> {
-    type Param<'a> = &'a (dyn ToSql + Sync);
+) -> Result<Vec<Decided>, StoreError> {
     let batched: Vec<&NewCall> = batch.iter().map(|it| &it.call).collect();
     let (accounts, columns) = (Accounts::of(batched.iter().copied()), Columns::of(batched.iter().copied()));
     let (lookups, takes) = (Lookups::of(batch), Takes::of(&batched));
+    let form = Form { given, rates: takes.is_some(), several: batch.len() > 1 };
     let Accounts { scopes, periods, names, always, named, calls, of, limits } = &accounts;
     let of_accounts: [Param<'_>; 5] = [scopes, periods, names, always, named];
+    let of_rates: Option<[Param<'_>; 2]> =
+        takes.as_ref().map(|takes| [&takes.accounts as Param<'_>, &takes.limits]);
+    let jobs: [Param<'_>; 1] = [&columns.jobs];
+    let mut of_locks = of_accounts.to_vec();
+    of_locks.push(&columns.jobs);
+    of_locks.extend(of_rates.iter().map(|[accounts, _]| *accounts));
     let mut params = of_accounts.to_vec();
     params.extend(columns.params());
     params.extend([calls as Param<'_>, of, limits]);
     let Lookups { after_checkpoints, keys, max_ages_s, only } = &lookups;
     params.extend([after_checkpoints as Param<'_>, keys, max_ages_s, only]);
-    let of_rates: Option<[Param<'_>; 2]> =
-        takes.as_ref().map(|takes| [&takes.accounts as Param<'_>, &takes.limits]);
     params.extend(takes.iter().flat_map(Takes::params));
-    let jobs: [Param<'_>; 1] = [&columns.jobs];
 
-    let mut steps: Vec<(&str, &[Param<'_>])> = vec![(LOCK_OUT_LIMITS, &[]), (KEEP_RUNS, &jobs)];
+    let mut steps: Vec<(&str, &[Param<'_>])> = vec![(LOCK_OUT_LIMITS, &[])];
     if opens {
-        steps.extend([(OPEN, of_accounts.as_slice()), (OPEN_JOBS, of_accounts.as_slice())]);
+        let of_accounts = of_accounts.as_slice();
+        steps.extend([(KEEP_RUNS, jobs.as_slice()), (OPEN, of_accounts), (OPEN_JOBS, of_accounts)]);
     }
-    steps.push((LOCK, &of_accounts));
-    steps.extend(of_rates.as_ref().map(|of_rates| (LOCK_RATES, of_rates.as_slice())));
-    if in_cache {
+    if takes.as_ref().is_some_and(Takes::names_limits) {
+        steps.extend(of_rates.as_ref().map(|of_rates| (OPEN_RATES, of_rates.as_slice())));
+    }
+    steps.push((form.lock(), &of_locks));
+    if given == Given::Cached {
         steps.push((CACHE_WITHIN, &[]));
     }
     let decides = steps.len();
-    steps.push((RESERVE[usize::from(takes.is_some())][usize::from(in_cache)], &params));
+    steps.push((form.decide(), &params));
     if fastrand::u32(..FOLD_ONE_OF) == 0 {
         steps.push((FOLD, &of_accounts));
         steps.extend(of_rates.as_ref().map(|of_rates| (FOLD_RATES, &of_rates[..1])));
     }
     let mut answers = Tx::run_steps(pool, "reserve", &steps).await?;
-    let decided = answers.swap_remove(decides);
-    let one_was_closed = decided.iter().any(|row| row.get(16));
-    let decided: HashMap<Uuid, &Row> = decided.iter().map(|row| (row.get(0), row)).collect();
-    let answer = |it: &Reservation| decided.get(&it.call.call_id).map_or(Reserved::Lost, |row| read(row));
-    Ok((batch.iter().map(answer).collect(), one_was_closed))
+    let mut rows: HashMap<Uuid, Vec<Row>> = HashMap::new();
+    for row in answers.swap_remove(decides) {
+        rows.entry(row.get(0)).or_default().push(row);
+    }
+    let decided = |it: &&Reservation| {
+        rows.get(&it.call.call_id).map_or(Decided::Answer(Reserved::Lost), |rows| read(rows, it.only_look))
+    };
+    Ok(batch.iter().map(decided).collect())
 }
 
 impl Store {
     /// Holds the most that a call can cost, together with those that are asked for meanwhile, or returns the answer that was
     /// paid before. Safe to repeat after a lost reply.
     pub async fn reserve(&self, call: NewCall) -> Result<Reserved, StoreError> {
+        check_cost(call.reserved)?;
         self.reservations.call(self.reservation(call, false)).await
     }
 
@@ -372,38 +314,44 @@ impl Store {
     }
 }
 
-fn read(row: &Row) -> Reserved {
-    let (granted, may_call): (bool, bool) = (row.get(1), row.get(2));
-    if granted {
-        return Reserved::Granted;
+/// Reads the rows of a call, one for each account in which it counts under a limit. Their order is in [`Form::decide`].
+fn read(rows: &[Row], only_look: bool) -> Decided {
+    let row = &rows[0];
+    let is = |at: usize| row.get::<_, bool>(at);
+    if is(1) {
+        return Decided::Answer(Reserved::Granted);
     }
-    if let Some(content_type) = row.get(10) {
+    if let Some(content_type) = row.get(14) {
         let count = |at| row.get::<_, i64>(at).unsigned_abs();
-        let paid = Usage { cost: read_usd(row, 13), input_tokens: count(14), output_tokens: count(15) };
-        return Reserved::Answered(GivenAnswer {
-            content_type,
-            body: row.get(11),
-            cached: row.get(12),
-            paid,
-        });
+        let paid = Usage { cost: read_usd(row, 17), input_tokens: count(18), output_tokens: count(19) };
+        let (body, cached) = (row.get(15), is(16));
+        return Decided::Answer(Reserved::Answered(GivenAnswer { content_type, body, cached, paid }));
     }
-    match row.get::<_, Option<String>>(3) {
-        Some(account) if may_call => {
-            if row.get(5) {
-                let [limit, room] =
-                    [4, 9].map(|at| Usd::from_micros(row.get::<_, i64>(at).max(0).unsigned_abs()));
-                Reserved::Spent { account, limit, room, shut: row.get(6) }
-            } else {
-                Reserved::Busy { account }
-            }
-        }
-        _ => match row.get::<_, Option<String>>(7) {
-            Some(limit) if may_call => {
-                let wait = Duration::from_secs_f64(row.get::<_, f64>(8).max(0.0));
-                Reserved::Later { limit, retry_after: wait }
-            }
-            // It was settled while this transaction waited for it.
-            _ => Reserved::Lost,
-        },
+    let (alive, is_stored, is_closed, is_crowded, is_hindered) = (is(2), is(3), is(4), is(5), is(6));
+    match full(rows, is_crowded) {
+        _ if only_look && !is_stored => Decided::Answer(Reserved::Lost),
+        // The accounts of a call that is lost are opened, too: its maker settles it.
+        _ if is_stored || is_closed => Decided::Not { is_closed: is_closed && !only_look, is_stored },
+        _ if !alive => Decided::Answer(Reserved::Lost),
+        Some(refusal) => Decided::Answer(refusal),
+        None if is_hindered => Decided::Hindered,
+        // It is there already.
+        None => Decided::Answer(Reserved::Lost),
     }
+}
+
+/// Returns why accounts leave no room for a call: one that is spent before one in which others hold it, and of these the one
+/// with the least left.
+fn full(rows: &[Row], is_crowded: bool) -> Option<Reserved> {
+    let accounts = || rows.iter().filter(|row| row.get::<_, Option<&str>>(7).is_some());
+    let is = |row: &Row, at: usize| row.get::<_, bool>(at);
+    let in_the_way = accounts().filter(|row| is(row, 9) || is_crowded);
+    let row = in_the_way.min_by_key(|row| (!is(row, 10), !is(row, 9), row.get::<_, i64>(13)))?;
+    let account = row.get(7);
+    if !is(row, 10) {
+        return Some(Reserved::Busy { account });
+    }
+    let left = accounts().map(|row| if is(row, 11) { Usd::ZERO } else { read_usd(row, 12) });
+    let room = left.min().unwrap_or_default();
+    Some(Reserved::Spent { account, limit: read_usd(row, 8), room, shut: is(row, 11) })
 }

@@ -8,9 +8,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::account::{bounded, keys_of_call, micros};
+use super::account::{keys_of_call, micros};
 use super::answers::{Answers, STORE, StoredAnswer};
-use super::call::{CallTokens, Columns, NewCall, call_columns, call_values};
+use super::call::{CallTokens, Columns, NewCall, call_columns, call_values, check_cost};
 use super::rates::{Uses, give_back};
 use crate::database::{Batched, Params, Tx};
 use crate::{Store, StoreError};
@@ -91,9 +91,7 @@ const INSERT_MISSING: &str = concat!(
         ON CONFLICT DO NOTHING RETURNING *
     )
     INSERT INTO harness_account_moves (key, held_microusd)
-    SELECT k.key, ",
-    bounded!("sum(c.reserved_microusd)"),
-    " FROM inserted c ",
+    SELECT k.key, sum(c.reserved_microusd) FROM inserted c ",
     keys_of_call!(),
     " GROUP BY k.key"
 );
@@ -124,13 +122,8 @@ macro_rules! settle {
         RETURNING c.*, l.before, l.spent, l.reserved
     ), moved AS (
         INSERT INTO harness_account_moves (key, spent_microusd, held_microusd, overrun_microusd)
-        SELECT k.key, ",
-    bounded!("sum(c.cost_microusd - c.spent)"),
-    ", ",
-    bounded!("-sum(CASE c.before WHEN 'held' THEN c.reserved ELSE 0 END)"),
-    ", ",
-    bounded!("sum(c.overrun_microusd)"),
-    "
+        SELECT k.key, sum(c.cost_microusd - c.spent), -sum(CASE c.before WHEN 'held' THEN c.reserved ELSE 0 END),
+               sum(c.overrun_microusd)
           FROM c ",
     keys_of_call!(),
     " GROUP BY k.key
@@ -269,14 +262,18 @@ const LOG: &str = "
 
 impl Store {
     /// Records what became of a call, with its answer. Works after the end of its run. Safe to repeat after a lost
-    /// reply.
+    /// reply. A cost above [`MOST_OF_A_CALL`](super::MOST_OF_A_CALL) is refused.
     pub async fn settle(&self, settled: SettledCall) -> Result<Settled, StoreError> {
+        if let CallOutcome::Settled { cost, .. } = settled.outcome {
+            check_cost(cost)?;
+        }
         self.settlements.call(settled).await
     }
 
     /// Settles a call whose cost is not known, after an operator has looked at the provider's record. Returns whether
     /// there was such a call.
     pub async fn settle_unknown(&self, call_id: Uuid, cost: Usd, actor: &str) -> Result<bool, StoreError> {
+        check_cost(cost)?;
         let outcome = match cost {
             Usd::ZERO => CallOutcome::Free,
             cost => CallOutcome::Settled { cost, tokens: CallTokens::default(), answered_by: String::new() },

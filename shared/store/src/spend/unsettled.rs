@@ -6,7 +6,7 @@
 //! `state || ''` and `epoch + 0` keep Postgres from partial indexes. That of held calls has the dead entries of all
 //! calls that were ever held. While such an index looks small, it would be read whole instead of looking up a row.
 
-use super::account::{bounded, keys_of_call};
+use super::account::keys_of_call;
 
 macro_rules! leave {
     ($calls:expr) => {
@@ -23,11 +23,7 @@ macro_rules! leave {
                 RETURNING *
             ), moved AS (
                 INSERT INTO harness_account_moves (key, spent_microusd, held_microusd)
-                SELECT k.key, ",
-            bounded!("sum(c.cost_microusd)"),
-            ", ",
-            bounded!("-sum(c.reserved_microusd)"),
-            " FROM c ",
+                SELECT k.key, sum(c.cost_microusd), -sum(c.reserved_microusd) FROM c ",
             keys_of_call!(),
             " GROUP BY k.key
             )

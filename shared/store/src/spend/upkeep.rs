@@ -15,7 +15,7 @@ pub(crate) const OLDEST_CALLS: &str = "
                    - interval '1 day',
                (SELECT min(reserved_at) - interval '1 day' FROM harness_calls WHERE state = 'held'))) * 1000)::bigint";
 
-/// Sets a column of a daily sum to itself and what comes to it.
+/// Adds to a cost of a daily sum what comes to it.
 macro_rules! added {
     ($column:literal) => {
         concat!(", ", $column, " = ", bounded!(concat!("s.", $column, "::numeric + excluded.", $column)))
@@ -32,15 +32,7 @@ pub(crate) const SUM_UP: [&str; 2] = [
         bounded!("sum(cost_microusd)"),
         ", ",
         bounded!("coalesce(sum(cost_microusd) FILTER (WHERE state = 'unknown'), 0)"),
-        ", ",
-        bounded!("sum(input_tokens)"),
-        ", ",
-        bounded!("sum(cache_read_tokens)"),
-        ", ",
-        bounded!("sum(cache_write_tokens)"),
-        ", ",
-        bounded!("sum(output_tokens)"),
-        " FROM "
+        ", sum(input_tokens), sum(cache_read_tokens), sum(cache_write_tokens), sum(output_tokens) FROM "
     ),
     concat!(
         " GROUP BY 1, 2, 3, 4, 5
@@ -48,11 +40,10 @@ pub(crate) const SUM_UP: [&str; 2] = [
         SET calls = s.calls + excluded.calls",
         added!("cost_microusd"),
         added!("unknown_microusd"),
-        added!("input_tokens"),
-        added!("cache_read_tokens"),
-        added!("cache_write_tokens"),
-        added!("output_tokens"),
-        ";"
+        ", input_tokens = s.input_tokens + excluded.input_tokens,
+           cache_read_tokens = s.cache_read_tokens + excluded.cache_read_tokens,
+           cache_write_tokens = s.cache_write_tokens + excluded.cache_write_tokens,
+           output_tokens = s.output_tokens + excluded.output_tokens;"
     ),
 ];
 
@@ -63,11 +54,19 @@ const FORGET_ANSWERS: &str = "
            SELECT DISTINCT a.job_id FROM harness_call_answers a
             WHERE NOT EXISTS (SELECT FROM harness_jobs j WHERE j.job_id = a.job_id) LIMIT 500))";
 
-/// Windows that have ended, and sessions and jobs without a call for as long as results are kept.
+/// Windows that have ended, and jobs that have, for as long as results are kept. A limit of all calls of a job or a session holds
+/// for as long as there may be another call: while the job is alive, while the table names it, and for sessions always, because
+/// they have no end. An operator has named each session that has an account, and its row in `harness_sessions` stays, too.
 const FORGET_ACCOUNTS: &str = "
-    DELETE FROM harness_accounts
+    DELETE FROM harness_accounts a
      WHERE changed_at < now() - greatest($1 * interval '1 millisecond', interval '62 days')
-       AND key NOT IN (SELECT key FROM harness_account_moves) AND held_microusd = 0";
+       AND key NOT IN (SELECT key FROM harness_account_moves) AND held_microusd = 0
+       AND NOT starts_with(key, 'session:life:')
+       AND NOT EXISTS (SELECT FROM harness_jobs j
+                        WHERE j.job_id = CASE WHEN starts_with(a.key, 'job:life::') THEN substr(a.key, 11)::uuid END OFFSET 0)
+       AND NOT EXISTS (SELECT FROM harness_budgets b
+                        WHERE b.scope = 'job' AND b.period = 'life'
+                          AND b.name = CASE WHEN starts_with(a.key, 'job:life::') THEN substr(a.key, 11) END OFFSET 0)";
 
 impl Store {
     /// Folds the moves of some accounts. Returns how many accounts there were.

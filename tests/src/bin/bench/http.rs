@@ -93,7 +93,7 @@ pub async fn run(meter: &Meter, raw: Raw<'_>, database: &str, jobs: usize) -> an
     let changes = state_changes(meter, &door, &worker, waiting + jobs, jobs / 4, steady_per_s / 4.0).await?;
     drop(worker);
 
-    let [http1, http2] = idle_streams(door, database).await?;
+    let [http1, tls, http2] = idle_streams(door, database).await?;
 
     let figures = json!({
         "jobs": jobs, "input_bytes": INPUT_BYTES, "worker_slots": SLOTS,
@@ -104,7 +104,7 @@ pub async fn run(meter: &Meter, raw: Raw<'_>, database: &str, jobs: usize) -> an
         "paced_post_p50_ms": changes.posts.quantile_ms(0.5), "paced_post_p99_ms": changes.posts.quantile_ms(0.99),
         "state_change_p50_ms": changes.ends.quantile_ms(0.5), "state_change_p99_ms": changes.ends.quantile_ms(0.99),
         "state_changes_seen": changes.ends.count(),
-        "idle_streams": IDLE, "idle_http1": http1.to_json(), "idle_http2": http2.to_json(),
+        "idle_streams": IDLE, "idle_http1": http1.to_json(), "idle_tls": tls.to_json(), "idle_http2": http2.to_json(),
         "raw_cost": Cpu::median(&raw_costs).to_json("producer"),
         "batch_cost": Cpu::median(&batch_costs).to_json("producer"),
         "post_cost": post_cost.to_json("producer"), "followed_cost": changes.cost.to_json("producer"),
@@ -126,23 +126,25 @@ pub async fn run(meter: &Meter, raw: Raw<'_>, database: &str, jobs: usize) -> an
 
 /// Measures idle streams alone.
 pub async fn run_idle(database: &str) -> anyhow::Result<()> {
-    let [http1, http2] = idle_streams(Door::start(database).await?, database).await?;
-    println!(
-        "{}",
-        serde_json::to_string_pretty(&json!({ "http1": http1.to_json(), "http2": http2.to_json() }))?
-    );
+    let [http1, tls, http2] = idle_streams(Door::start(database).await?, database).await?;
+    let figures = json!({ "http1": http1.to_json(), "tls": tls.to_json(), "http2": http2.to_json() });
+    println!("{}", serde_json::to_string_pretty(&figures)?);
     Ok(())
 }
 
-async fn idle_streams(door: Door, database: &str) -> anyhow::Result<[idle::Idle; 2]> {
-    eprintln!("idle streams: {IDLE} over HTTP/1.1, and over HTTP/2");
+async fn idle_streams(door: Door, database: &str) -> anyhow::Result<[idle::Idle; 3]> {
+    eprintln!("idle streams: {IDLE} over HTTP/1.1, without and with TLS, and over HTTP/2");
     // Thousands of connections are open on both ends.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let ids = idle::jobs(&door, IDLE).await?;
     all_queued(database).await?;
     drop(door);
-    Ok([idle::http1(database, &ids).await?, idle::http2(database, &ids).await?])
+    Ok([
+        idle::http1(Door::start(database).await?, &ids).await?,
+        idle::http1(Door::start_tls(database).await?, &ids).await?,
+        idle::http2(database, &ids).await?,
+    ])
 }
 
 /// Measures state changes alone, at this many jobs per second.
@@ -208,14 +210,14 @@ fn show(figures: &Value) {
     ] {
         println!("{name:<52}{:>12}{aim:>16}", figures[of]);
     }
-    for (name, of) in [("HTTP/1.1", "idle_http1"), ("HTTP/2", "idle_http2")] {
+    for (name, of, aim) in [
+        ("HTTP/1.1", "idle_http1", "< 110"),
+        ("HTTP/1.1 with TLS", "idle_tls", ""),
+        ("HTTP/2", "idle_http2", "< 110"),
+    ] {
         let idle = &figures[of];
-        println!(
-            "{:<52}{:>12}{:>16}",
-            format!("{IDLE} idle streams, {name}, MB resident"),
-            idle["rss_mb"],
-            "< 110"
-        );
+        let title = format!("{IDLE} idle streams, {name}, MB resident");
+        println!("{title:<52}{:>12}{aim:>16}", idle["rss_mb"]);
         println!("{:<52}{:>12}", "  before they were opened", idle["rss_before_mb"]);
         println!("{:<52}{:>12}", "  CPU of the process, % of a core", idle["cpu_percent"]);
     }

@@ -4,6 +4,7 @@
 //! Postgres of its own. With `key`, calls name a key of which no limit is known, with `rates` one with three limits. First as fast as it
 //! goes, reservations alone; then 400 calls a second, each reserved and settled, with and without a snapshot that is
 //! held meanwhile, as a backup holds one. Then what the gateway of a worker adds; that needs `cargo build -p worker`.
+//! `--gateway` measures just that.
 
 mod gateway;
 
@@ -15,7 +16,7 @@ use anyhow::ensure;
 use clap::Parser;
 use job::Usd;
 use serde_json::json;
-use sqlx::{Connection, PgConnection};
+use sqlx::Connection;
 use store::{
     CallOutcome, CallTokens, Claimed, Limit, Lookup, NewCall, Period, RateUse, Reserved, SettledCall,
     SpendScope, Store, Take,
@@ -27,7 +28,6 @@ use uuid::Uuid;
 /// Runs that call at the same time.
 const RUNS: usize = 256;
 const CALLS_PER_S: u64 = 400;
-const BARE_COMMITS: usize = 400;
 
 /// In so many parts a long snapshot is looked at.
 const PARTS: u64 = 10;
@@ -37,6 +37,9 @@ struct Arguments {
     /// Seconds of each figure
     #[arg(default_value = "5")]
     seconds: u64,
+    /// Measure just the gateway
+    #[arg(long)]
+    gateway: bool,
     /// Limits of the calls' key: key (none is known) or rates (three)
     #[arg(long, default_value = "")]
     limits: String,
@@ -47,7 +50,10 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let Arguments { seconds, limits, snapshot_s } = Arguments::parse();
+    let Arguments { seconds, gateway, limits, snapshot_s } = Arguments::parse();
+    if gateway {
+        return gateway::measure().await;
+    }
     let for_ = Duration::from_secs(seconds);
     let part = snapshot_s.map_or(for_, |all| Duration::from_secs(all.div_ceil(PARTS)));
     let database = Database::new().await;
@@ -96,24 +102,7 @@ async fn main() -> anyhow::Result<()> {
         println!("while a snapshot is held, up to {} s: {figures}", held.elapsed().as_secs());
     }
     holding.rollback().await?;
-    println!(
-        "a commit of one row on this disk, p50 of {BARE_COMMITS}: {:.2} ms",
-        bare_commit_ms(&mut holder).await?
-    );
     gateway::measure().await
-}
-
-/// How long the least commit takes, of which every reservation needs one.
-async fn bare_commit_ms(connection: &mut PgConnection) -> anyhow::Result<f64> {
-    sqlx::raw_sql("CREATE TABLE bare_commits (n int)").execute(&mut *connection).await?;
-    let mut took = Vec::new();
-    for _ in 0..BARE_COMMITS {
-        let began = Instant::now();
-        sqlx::query("INSERT INTO bare_commits VALUES (1)").execute(&mut *connection).await?;
-        took.push(began.elapsed());
-    }
-    took.sort_unstable();
-    Ok(took[took.len() / 2].as_secs_f64() * 1e3)
 }
 
 /// Reserves and settles at a steady rate. Returns the quantiles of a reservation.

@@ -11,7 +11,7 @@ use super::exchange::{Exchange, Replied};
 use super::refusal::Refusal;
 use super::waiting::{Room, Waiting};
 use super::{counting, next_model};
-use crate::ledger::Call;
+use crate::ledger::{Call, MOST_OF_A_CALL, WithoutRoom};
 
 impl Exchange {
     /// Reserves, as soon as there is room.
@@ -86,6 +86,16 @@ impl Exchange {
         self.ask_with(body)
     }
 
+    /// Returns it as one for which there is no room.
+    pub(super) fn without_room(&self) -> WithoutRoom {
+        let (request, most) = (Some(self.call.request.hash), self.call.bound.cost);
+        let (today, prices) = (Utc::now().date_naive(), &self.inner.settings.prices);
+        let least = self.attempt.attempt.fit.and_then(|least| {
+            self.attempt.with_counted(|counted| self.ask.least_cost(prices, today, counted, least)).ok()
+        });
+        WithoutRoom { request, most, least: least.unwrap_or(most) }
+    }
+
     /// Takes the agent's next model whose cost has a bound.
     fn degrade(&mut self) -> bool {
         if !self.attempt.attempt.degrades {
@@ -96,7 +106,9 @@ impl Exchange {
         let (today, inner) = (Utc::now().date_naive(), self.inner.clone());
         for model in next_model::after(&attempt.attempt.models, &named, &inner.settings.prices, today) {
             let Ok(body) = next_model::with_model(&self.body, model) else { return false };
+            let Some((body, lowered_to)) = self.within_model(body, model) else { continue };
             if self.ask_with(body) {
+                self.lowered_to = lowered_to.or(self.lowered_to);
                 (self.degraded, self.is_counted) = (true, false);
                 return true;
             }
@@ -104,14 +116,28 @@ impl Exchange {
         false
     }
 
+    /// Returns the body with the largest limit of output that the model takes, if the body names a larger one. There is none if
+    /// it must not be that low.
+    fn within_model(&self, body: Bytes, model: &str) -> Option<(Bytes, Option<u64>)> {
+        let (today, prices) = (Utc::now().date_naive(), &self.inner.settings.prices);
+        let ask = self.call.wire.read(&body, self.attempt.attempt.caps).ok()?;
+        let most = prices.find(model, today).ok()?.max_output;
+        match ask.output_limit() {
+            Some(named) if named > most => {
+                let body = ask.with_output_limit(&body, most).ok().filter(|_| ask.least_output() <= most)?;
+                Some((body, Some(most)))
+            }
+            _ => Some((body, None)),
+        }
+    }
+
     /// Makes the call with another body, if what that can cost has a bound. Its answer is stored under the request that the
     /// program sent, for this job alone.
     fn ask_with(&mut self, body: Bytes) -> bool {
         let Ok(ask) = self.call.wire.read(&body, self.attempt.attempt.caps) else { return false };
         let (today, prices) = (Utc::now().date_naive(), &self.inner.settings.prices);
-        let Ok(bound) = self.attempt.with_counted(|counted| ask.bound(prices, today, counted)) else {
-            return false;
-        };
+        let bound = self.attempt.with_counted(|counted| ask.bound(prices, today, counted)).ok();
+        let Some(bound) = bound.filter(|bound| bound.cost <= MOST_OF_A_CALL) else { return false };
         self.call = Call {
             id: Uuid::now_v7(),
             model: ask.model.clone(),

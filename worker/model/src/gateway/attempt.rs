@@ -1,6 +1,6 @@
 //! One attempt at a job, as the gateway knows it: by a token that dies with it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -89,8 +89,8 @@ pub(super) struct Shared {
 struct Progress {
     metered: Metered,
     counted: Counted,
-    /// Which answers to equal requests are given or asked for.
-    taken: HashMap<[u8; 32], BTreeSet<u32>>,
+    /// The places of equal requests.
+    taken: HashMap<[u8; 32], Taken>,
     last_traffic: Instant,
     /// Requests that wait for room.
     waiting: usize,
@@ -100,11 +100,22 @@ struct Progress {
     closed: bool,
 }
 
+/// Which answers to equal requests are given or asked for.
+#[derive(Default)]
+struct Taken {
+    /// Those that no checkpoint covers, and how many checkpoints were written before each that is given.
+    places: BTreeMap<u32, Option<u32>>,
+    /// All of the attempt.
+    of_attempt: BTreeSet<u32>,
+}
+
 /// The place of a request among equal ones. It is free again when this is dropped, unless it was answered.
 pub(super) struct Place {
     shared: Arc<Shared>,
     pub key: RequestKey,
-    answered: bool,
+    /// Its number among all equal requests of the attempt.
+    pub of_attempt: u32,
+    answered: Option<u32>,
 }
 
 /// A request that waits for room, until this is dropped.
@@ -210,13 +221,24 @@ impl Shared {
         if allowed.iter().any(|name| name == model) { Ok(()) } else { Err(Refusal::model(model, allowed)) }
     }
 
-    /// Takes the first place among equal requests that has no answer yet.
-    pub fn place(self: &Arc<Shared>, hash: [u8; 32]) -> Place {
+    /// Takes the first place among equal requests that has no answer yet, once what the program wrote before is durable: answers
+    /// that a checkpoint covers no longer count.
+    pub async fn place(self: &Arc<Shared>, hash: [u8; 32]) -> Result<Place, Refusal> {
+        let ledger = &self.attempt.ledger;
+        tokio::select! {
+            biased;
+            () = ledger.until_durable() => {}
+            () = self.ended.cancelled() => return Err(Refusal::dead_token()),
+        }
+        let covering = ledger.checkpoints().covering;
         let mut state = lock(&self.state);
-        let taken = state.taken.entry(hash).or_default();
-        let nth = (0..).find(|nth| !taken.contains(nth)).unwrap_or(u32::MAX);
-        taken.insert(nth);
-        Place { shared: self.clone(), key: RequestKey { hash, nth }, answered: false }
+        let Taken { places, of_attempt: all } = state.taken.entry(hash).or_default();
+        places.retain(|_, answered| answered.is_none_or(|after| after >= covering));
+        let nth = (0..).find(|nth| !places.contains_key(nth)).unwrap_or(u32::MAX);
+        let of_attempt = (0..).find(|nth| !all.contains(nth)).unwrap_or(u32::MAX);
+        places.insert(nth, None);
+        all.insert(of_attempt);
+        Ok(Place { shared: self.clone(), key: RequestKey { hash, nth }, of_attempt, answered: None })
     }
 
     pub fn with_counted<T>(&self, look: impl FnOnce(&mut Counted) -> T) -> T {
@@ -306,8 +328,9 @@ impl Shared {
 }
 
 impl Place {
-    pub fn answered(mut self) {
-        self.answered = true;
+    /// Keeps it for an answer that was settled after this many checkpoints.
+    pub fn answered(mut self, after_checkpoints: u32) {
+        self.answered = Some(after_checkpoints);
     }
 }
 
@@ -321,10 +344,13 @@ impl Drop for Waits {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if !self.answered
-            && let Some(taken) = lock(&self.shared.state).taken.get_mut(&self.key.hash)
-        {
-            taken.remove(&self.key.nth);
+        let mut state = lock(&self.shared.state);
+        let Some(Taken { places, of_attempt }) = state.taken.get_mut(&self.key.hash) else { return };
+        if let Some(after) = self.answered {
+            places.insert(self.key.nth, Some(after));
+        } else {
+            places.remove(&self.key.nth);
+            of_attempt.remove(&self.of_attempt);
         }
     }
 }

@@ -29,7 +29,7 @@ use super::refusal::Refusal;
 use super::waiting::Room;
 use super::{Inner, Upstream, headers, limits, url};
 use crate::frames::Frames;
-use crate::ledger::{Answer, Call, Given, Learnt, Settlement};
+use crate::ledger::{Answer, Call, Given, Learnt, MOST_OF_A_CALL, Settlement};
 use crate::usage::{Meter, NoUsage, Outcome, Seen, refused_before_work};
 use crate::wire::{Ask, Bound, Wire};
 
@@ -68,7 +68,7 @@ pub(super) type Replied = Result<Response, Refusal>;
 /// Returns an answer that an earlier attempt has paid. No model is asked, so the agent may no longer have the one that gave it.
 pub(super) async fn stored(attempt: &Arc<Shared>, wire: Wire, body: &Bytes) -> Replied {
     let ask = read(attempt, wire, body)?;
-    let place = attempt.place(ask.hash);
+    let place = attempt.place(ask.hash).await?;
     let call = Call {
         id: Uuid::now_v7(),
         provider: wire.provider(),
@@ -103,10 +103,17 @@ impl Exchange {
         let day = Utc::now().date_naive();
         let bound = attempt.with_counted(|counted| ask.bound(&inner.settings.prices, day, counted));
         let bound = bound.map_err(|error| Refusal::invalid(error.to_string()))?;
-        let place = attempt.place(ask.hash);
+        if bound.cost > MOST_OF_A_CALL {
+            let most = bound.cost;
+            let problem = format!(
+                "it can cost {most}, expected at most {MOST_OF_A_CALL}: name a lower limit of output"
+            );
+            return Err(Refusal::invalid(problem));
+        }
+        let place = attempt.place(ask.hash).await?;
         let (provider, model) = (wire.provider(), ask.model.clone());
         let query = uri.query().map(str::to_owned);
-        let cache_key = cache_key(&ask, &upstream, (&headers, query.as_deref()), place.key.nth);
+        let cache_key = cache_key(&ask, &upstream, (&headers, query.as_deref()), place.of_attempt);
         let call = Call { id: Uuid::now_v7(), provider, wire, model, bound, request: place.key, cache_key };
         let learnt = Learnt::default();
         let exchange = Exchange {
@@ -144,8 +151,12 @@ impl Exchange {
             }
             Room::Gone => return,
             Room::Refused(refusal) => Some(refusal),
+            Room::Over(refusal) => {
+                ledger.note_busy(&self.without_room());
+                Some(refusal)
+            }
             Room::Spent { limit, .. } => {
-                ledger.note_spent(self.call.bound.cost);
+                ledger.note_spent(&self.without_room());
                 Some(Refusal::spent(&limit))
             }
             Room::Unavailable(error) => {
@@ -270,13 +281,10 @@ impl Exchange {
             kept.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
         let answer = || Answer { content_type: content_type.to_owned(), body: body.clone() };
         let answer = is_answer.then(|| (answer(), meter.is_shareable()));
-        if !self.settle(outcome, request_id, answer).await && is_answer {
-            return refuse(reply, Refusal::cut("the ledger did not take the answer"));
-        }
-        if is_answer {
-            place.answered()
-        } else {
-            drop(place)
+        match self.settle(outcome, request_id, answer).await {
+            Some(after) if is_answer => place.answered(after),
+            None if is_answer => return refuse(reply, Refusal::cut("the ledger did not take the answer")),
+            _ => drop(place),
         }
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = status;
@@ -325,9 +333,9 @@ impl Exchange {
                     let answer = Answer { content_type, body: whole.split().freeze() };
                     let answer = meter.is_answer().then(|| (answer, meter.is_shareable()));
                     let is_answer = answer.is_some();
-                    if self.settle(self.outcome(&meter), request_id, answer).await {
+                    if let Some(after) = self.settle(self.outcome(&meter), request_id, answer).await {
                         if is_answer {
-                            place.answered()
+                            place.answered(after)
                         } else {
                             drop(place)
                         }
@@ -356,16 +364,19 @@ impl Exchange {
         if let (Some(conversation), Some(tokens)) = (self.ask.conversation(), meter.counted_input()) {
             self.attempt.with_counted(|counted| counted.remember(conversation, tokens));
         }
-        outcome
+        match outcome {
+            Outcome::Settled(settled) if settled.cost > MOST_OF_A_CALL => Outcome::Unknown(NoUsage::Absurd),
+            outcome => outcome,
+        }
     }
 
-    /// Returns whether the ledger has taken it.
+    /// Returns after how many checkpoints the ledger has taken it, if it has.
     async fn settle(
         &self,
         outcome: Outcome,
         provider_request_id: Option<String>,
         answer: Option<(Answer, bool)>,
-    ) -> bool {
+    ) -> Option<u32> {
         let counted = outcome.clone();
         if let Outcome::Unknown(reason) = &outcome {
             tracing::warn!(call = %self.call.id, model = self.call.model, cause = %reason,
@@ -374,30 +385,35 @@ impl Exchange {
         let learnt = self.learnt.clone();
         let (answer, is_shareable) = answer.unzip();
         let is_shareable = is_shareable.unwrap_or(false);
-        let settlement = Settlement { outcome, provider_request_id, answer, is_shareable, learnt };
-        let settled = self.attempt.attempt.ledger.settle(&self.call, settlement).await;
+        let ledger = &self.attempt.attempt.ledger;
+        let after_checkpoints = ledger.checkpoints().written;
+        let settlement =
+            Settlement { outcome, provider_request_id, answer, after_checkpoints, is_shareable, learnt };
+        let settled = ledger.settle(&self.call, settlement).await;
         // A checkpoint that counts it covers its answer, which a later attempt would count again.
         self.attempt.note_settled(&counted, self.call.bound.cost);
         self.inner.lines.note_settled();
         match settled {
-            Ok(()) => true,
+            Ok(()) => Some(after_checkpoints),
             Err(error) => {
                 tracing::error!(call = %self.call.id, cause = %error, "a model call could not be settled");
-                false
+                None
             }
         }
     }
 }
 
 /// Returns under what other jobs find the answer, if the request alone says what is answered. The n-th same request of an
-/// attempt finds what the n-th one got.
+/// attempt finds what the n-th one got, whatever was checkpointed between them.
 fn cache_key(
     ask: &Ask,
     upstream: &Upstream,
     (headers, query): (&HeaderMap, Option<&str>),
     nth: u32,
 ) -> Option<[u8; 32]> {
-    ask.conversation()?;
+    if !ask.is_whole() {
+        return None;
+    }
     let mut sum = Sha256::new();
     let mut add = |part: &[u8]| {
         sum.update((part.len() as u64).to_be_bytes());
@@ -422,8 +438,9 @@ fn refuse(reply: oneshot::Sender<Replied>, refusal: Refusal) {
 /// Gives an answer that was paid before.
 fn given_again(attempt: &Shared, place: Place, given: Given) -> Response {
     attempt.note_given(&given);
-    place.answered();
     let Given { answer, cached, .. } = given;
+    // What an earlier attempt was answered is covered by any checkpoint of this one.
+    place.answered(if cached { attempt.attempt.ledger.checkpoints().written } else { 0 });
     let mut response = Response::new(Body::from(answer.body));
     let headers = response.headers_mut();
     if let Ok(kind) = HeaderValue::try_from(answer.content_type) {

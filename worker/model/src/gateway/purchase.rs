@@ -22,7 +22,7 @@ use super::Inner;
 use super::attempt::Shared;
 use super::refusal::Refusal;
 use super::waiting::{Room, Waiting};
-use crate::ledger::Purchase;
+use crate::ledger::{Purchase, WithoutRoom};
 use crate::prices::Tokens;
 use crate::usage::{NoUsage, Outcome, Settled};
 
@@ -118,14 +118,19 @@ async fn hold(
     mut reply: oneshot::Sender<Reserved>,
 ) {
     let refused = |reply: oneshot::Sender<Reserved>, refusal| drop(reply.send(Err(refusal)));
+    let without = WithoutRoom { request: None, most: purchase.most, least: purchase.most };
     match room(&inner, &attempt, &purchase, &mut reply).await {
         Room::Granted => {}
         // Nothing is looked up for it.
         Room::Answered(_) => return refused(reply, Refusal::cut("the reservation has failed")),
         Room::Gone => return,
         Room::Refused(refusal) => return refused(reply, refusal),
+        Room::Over(refusal) => {
+            attempt.attempt.ledger.note_busy(&without);
+            return refused(reply, refusal);
+        }
         Room::Spent { limit, .. } => {
-            attempt.attempt.ledger.note_spent(purchase.most);
+            attempt.attempt.ledger.note_spent(&without);
             return refused(reply, Refusal::spent(&limit));
         }
         Room::Unavailable(error) => {

@@ -1,7 +1,7 @@
 //! What passes to a provider and what comes back, before a provider that notes where it is asked.
 
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,13 +14,19 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::ledger::{Call, Given, Ledger, Purchase, Reserve, Settlement, Unavailable};
-use crate::usage::Outcome;
+use crate::ledger::{
+    Call, Given, Ledger, MOST_OF_A_CALL, Purchase, Reserve, Settlement, Unavailable, WithoutRoom,
+};
+use crate::usage::{NoUsage, Outcome};
 use crate::wire::HostedCaps;
+
+mod attempts;
 
 /// A provider that answers all with one status.
 struct Stub {
     status: AtomicU16,
+    /// The tokens of output that it reports.
+    output: AtomicU64,
     asked: Mutex<Vec<String>>,
     /// Each answer takes one.
     answers: Semaphore,
@@ -45,9 +51,9 @@ impl Ledger for Open {
         false
     }
 
-    fn note_spent(&self, _: Usd) {}
+    fn note_spent(&self, _: &WithoutRoom) {}
 
-    fn note_busy(&self) {
+    fn note_busy(&self, _: &WithoutRoom) {
         *lock(&self.busy) += 1;
     }
 
@@ -85,18 +91,25 @@ fn tls() -> ClientConfig {
     tls.expect("versions").with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
 }
 
+/// Those of the list, and a thousand dollars for a token of output in a model that nobody sells.
+fn prices() -> Prices {
+    let text = "[[model]]\nname = \"dear\"\nprovider = \"anthropic\"\nfrom = \"2026-01-01\"\ncontext_window = 1_000\n\
+                max_output = 10_000\ninput = \"1\"\noutput = \"1000000000\"";
+    Prices::built_in().with(text).expect("prices")
+}
+
 impl Bench {
     async fn answering(status: u16, most_calls: usize, wait: Duration) -> Bench {
         let (asked, answers) = (Mutex::default(), Semaphore::new(100));
-        let stub = Arc::new(Stub { status: status.into(), asked, answers });
+        let stub = Arc::new(Stub { status: status.into(), output: 5.into(), asked, answers });
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let base_url = format!("http://{}", listener.local_addr().expect("an address"));
         let state = stub.clone();
         let answer = move |uri: Uri| async move {
             lock(&state.asked).push(uri.to_string());
             state.answers.acquire().await.expect("open").forget();
-            let usage = json!({"input_tokens": 10, "output_tokens": 5});
-            let body = json!({"type": "message", "stop_reason": "end_turn", "model": "claude-opus-5-5", "usage": usage});
+            let usage = json!({"input_tokens": 10, "output_tokens": state.output.load(Ordering::Relaxed)});
+            let body = json!({"type": "message", "stop_reason": "end_turn", "usage": usage});
             let status = StatusCode::from_u16(state.status.load(Ordering::Relaxed)).expect("a status");
             (status, body.to_string()).into_response()
         };
@@ -108,14 +121,14 @@ impl Bench {
             anthropic: Some(upstream),
             openai: None,
             tls: tls(),
-            prices: Prices::built_in(),
+            prices: prices(),
             usage_drain: Duration::from_secs(1),
             wait,
             most_calls,
         };
         let gateway = Gateway::start(settings).await.expect("started");
         let accounts = Arc::new(Open::default());
-        let (ledger, models) = (accounts.clone(), vec!["claude-opus-5-5".to_owned()]);
+        let (ledger, models) = (accounts.clone(), vec!["claude-opus-5-5".to_owned(), "dear".to_owned()]);
         let attempt = Attempt { ledger, models, degrades: false, fit: None, caps: HostedCaps::default() };
         let attempt = gateway.open(attempt).expect("opened");
         let client = http_client::build(tls()).expect("a client");
@@ -123,12 +136,16 @@ impl Bench {
     }
 
     async fn send(&self, path: &str) -> u16 {
+        self.send_to("claude-opus-5-5", 10, path).await.status().as_u16()
+    }
+
+    async fn send_to(&self, model: &str, max_tokens: u64, path: &str) -> reqwest::Response {
         let url = format!("http://{}{path}", self.gateway.addr());
         let [_, (_, token), ..] = self.attempt.environment();
         let messages = json!([{"role": "user", "content": "hello"}]);
-        let body = json!({"model": "claude-opus-5-5", "max_tokens": 10, "messages": messages});
+        let body = json!({"model": model, "max_tokens": max_tokens, "messages": messages});
         let request = self.client.post(url).header("x-api-key", token).body(body.to_string());
-        request.send().await.expect("an answer").status().as_u16()
+        request.send().await.expect("an answer")
     }
 
     fn asked(&self) -> Vec<String> {
@@ -158,6 +175,21 @@ async fn a_key_that_the_provider_does_not_know_costs_nothing_and_the_program_is_
         assert_eq!(bench.attempt.metered().cost, Usd::ZERO);
         assert_eq!(bench.load().limit, 8, "the provider has not too much to do");
     }
+}
+
+#[tokio::test]
+async fn a_cost_that_no_call_can_have_counts_as_its_reservation_and_is_not_reserved() {
+    let bench = Bench::answering(200, 8, Duration::from_secs(9)).await;
+    let refused = bench.send_to("dear", 1_001, "/v1/messages").await;
+    assert_eq!(refused.status(), 400);
+    let said = refused.text().await.expect("a body");
+    assert!(said.contains("$1001000.") && said.contains(&MOST_OF_A_CALL.to_string()), "{said}");
+    assert!(bench.asked().is_empty() && lock(&bench.accounts.settled).is_empty());
+    bench.stub.output.store(1_001, Ordering::Relaxed);
+    assert_eq!(bench.send_to("dear", 10, "/v1/messages").await.status(), 200);
+    assert_eq!(*lock(&bench.accounts.settled), [Outcome::Unknown(NoUsage::Absurd)]);
+    let metered = bench.attempt.metered().cost;
+    assert!((10_000_000_000..11_000_000_000).contains(&metered.micros()), "{metered}");
 }
 
 #[tokio::test]

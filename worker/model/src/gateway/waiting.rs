@@ -31,7 +31,9 @@ pub(super) enum Room {
         /// The most that a call may cost which would fit if others settled for nothing.
         room: Usd,
     },
-    /// It took too long, or the attempt has ended.
+    /// It took too long.
+    Over(Refusal),
+    /// The attempt has ended, or the ledger cannot be asked.
     Refused(Refusal),
     /// The program has hung up.
     Gone,
@@ -86,10 +88,7 @@ impl Waiting {
                     () = ticket.turn(&mut self.settlements, *again) => None,
                     () = reply.closed() => Some(Room::Gone),
                     () = self.attempt.ended.cancelled() => Some(Room::Refused(Refusal::dead_token())),
-                    () = sleep_until(self.until) => {
-                        self.attempt.attempt.ledger.note_busy();
-                        Some(Room::Refused(self.refusal.clone()))
-                    }
+                    () = sleep_until(self.until) => Some(Room::Over(self.refusal.clone())),
                 }
             }
         };
@@ -105,10 +104,7 @@ impl Waiting {
     ) -> Result<Option<Slot>, Room> {
         tokio::select! {
             biased;
-            slot = slot(&self.attempt, of, self.until) => slot.map_err(|refusal| {
-                self.attempt.attempt.ledger.note_busy();
-                Room::Refused(refusal)
-            }),
+            slot = slot(&self.attempt, of, self.until) => slot.map_err(Room::Over),
             () = reply.closed() => Err(Room::Gone),
         }
     }

@@ -20,10 +20,9 @@ impl Ask {
         room: Usd,
         least: u64,
     ) -> Result<Option<u64>, Unpriced> {
-        let own = self.output_limit.unwrap_or(prices.find(&self.model, day)?.max_output);
         let fits = |limit| Ok(self.bound_within(prices, day, counted, Some(limit))?.cost <= room);
-        let mut lowest = least.max(self.least_output).max(1);
-        if self.wire.output_limits().is_empty() || lowest >= own || !fits(lowest)? {
+        let Some((mut lowest, own)) = self.lowest(prices, day, least)? else { return Ok(None) };
+        if !fits(lowest)? {
             return Ok(None);
         }
         // The cost grows with the limit: `lowest` fits, and what is above `highest` is not asked for.
@@ -33,6 +32,36 @@ impl Ask {
             if fits(middle)? { lowest = middle } else { highest = middle - 1 }
         }
         Ok(Some(lowest))
+    }
+
+    /// Returns the limit of output that it names, if any.
+    pub(crate) fn output_limit(&self) -> Option<u64> {
+        self.output_limit
+    }
+
+    /// Returns the least limit of output with which its provider takes it.
+    pub(crate) fn least_output(&self) -> u64 {
+        self.least_output
+    }
+
+    /// Returns the most that it can cost with the lowest limit of output that there may be, not below `least`.
+    pub(crate) fn least_cost(
+        &self,
+        prices: &Prices,
+        day: NaiveDate,
+        counted: &Counted,
+        least: u64,
+    ) -> Result<Usd, Unpriced> {
+        let lowest = self.lowest(prices, day, least)?.map(|(lowest, _)| lowest);
+        Ok(self.bound_within(prices, day, counted, lowest.or(self.output_limit))?.cost)
+    }
+
+    /// Returns the lowest limit of output that there may be, and its own, if that is higher.
+    fn lowest(&self, prices: &Prices, day: NaiveDate, least: u64) -> Result<Option<(u64, u64)>, Unpriced> {
+        let own = self.output_limit.unwrap_or(prices.find(&self.model, day)?.max_output);
+        let lowest = least.max(self.least_output).max(1);
+        let is_lower = !self.wire.output_limits().is_empty() && lowest < own;
+        Ok(is_lower.then_some((lowest, own)))
     }
 
     /// Returns the request's body with this limit of output, and changes no other byte.

@@ -4,8 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::hosted::{Hosted, unbounded};
 use super::{
-    ADDED_PER_KNOWN_TOOL, Ask, Choice, HostedCaps, MAX_LIMIT, Refused, Wire, count, flag, is_given, model,
-    refuse, request_hash, steps, text,
+    ADDED_PER_KNOWN_TOOL, Ask, Choice, HostedCaps, MAX_LIMIT, Refused, Steps, Wire, count, flag, is_given,
+    model, refuse, request_hash, steps, text,
 };
 use crate::prices::CacheWrites;
 
@@ -43,7 +43,7 @@ pub(super) fn read(mut fields: Map<String, Value>, caps: HostedCaps) -> Result<A
         return Err(Refused::new("messages", "it is missing or no list"));
     };
     let writes = cache_writes(&fields, &messages);
-    let (mut steps, whole_window) = steps(Wire::Messages, &fields, &messages, LARGEST_IMAGE)?;
+    let Steps { mut steps, whole_window, by_id } = steps(Wire::Messages, &fields, &messages, LARGEST_IMAGE)?;
     steps[0].most_tokens = steps[0].most_tokens.saturating_add(known_tools * ADDED_PER_KNOWN_TOOL);
     Ok(Ask {
         wire: Wire::Messages,
@@ -59,6 +59,7 @@ pub(super) fn read(mut fields: Map<String, Value>, caps: HostedCaps) -> Result<A
         writes,
         steps,
         whole_window,
+        by_id,
         hosted,
     })
 }

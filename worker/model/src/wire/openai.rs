@@ -4,8 +4,8 @@ use serde_json::{Map, Value};
 
 use super::hosted::{Hosted, unbounded};
 use super::{
-    Ask, Choice, HostedCaps, MAX_CHOICES, MAX_LIMIT, Refused, Wire, count, flag, is_given, model, refuse,
-    request_hash, steps, text,
+    Ask, Choice, HostedCaps, MAX_CHOICES, MAX_LIMIT, Refused, Steps, Wire, count, flag, is_given, model,
+    refuse, request_hash, steps, text,
 };
 use crate::prices::CacheWrites;
 
@@ -24,7 +24,13 @@ pub(super) fn read(wire: Wire, mut fields: Map<String, Value>, caps: HostedCaps)
     let refused: &[(&str, &str)] = match wire {
         Wire::Chat => &[("web_search_options", NO_BOUND), ("audio", NO_BOUND), ("prediction", NO_BOUND)],
         Wire::Responses => {
-            &[("background", LATER), ("context_management", NO_BOUND), ("multi_agent", NO_BOUND)]
+            // A stored prompt may bring tools that the provider runs.
+            &[
+                ("background", LATER),
+                ("context_management", NO_BOUND),
+                ("multi_agent", NO_BOUND),
+                ("prompt", NO_BOUND),
+            ]
         }
         Wire::Messages | Wire::Embeddings => &[],
     };
@@ -48,7 +54,7 @@ pub(super) fn read(wire: Wire, mut fields: Map<String, Value>, caps: HostedCaps)
     let includes_usage = fields.get("stream_options").and_then(|options| options.get("include_usage"));
     let includes_usage = includes_usage.and_then(Value::as_bool).unwrap_or(false);
     let (model, stream, hash) = (model(&fields)?, flag(&fields, "stream")?, request_hash(wire, &fields));
-    let stored = ["previous_response_id", "conversation", "prompt"];
+    let stored = ["previous_response_id", "conversation"];
     let stored_elsewhere = wire == Wire::Responses && stored.iter().any(|name| is_given(&fields, name));
     let items = match fields.remove(if wire == Wire::Chat { "messages" } else { "input" }) {
         Some(Value::Array(items)) => items,
@@ -59,7 +65,7 @@ pub(super) fn read(wire: Wire, mut fields: Map<String, Value>, caps: HostedCaps)
             return Err(Refused::new(field, "it is missing, or neither a text nor a list"));
         }
     };
-    let (steps, elsewhere) = steps(wire, &fields, &items, LARGEST_IMAGE)?;
+    let Steps { steps, whole_window, by_id } = steps(wire, &fields, &items, LARGEST_IMAGE)?;
     // Newer models write to their cache unasked. How long they keep it is in fields whose names begin alike.
     let keeps_longer = |name: &String| name.starts_with("prompt_cache") && name != "prompt_cache_key";
     let writes = if fields.keys().any(keeps_longer) { CacheWrites::Long } else { CacheWrites::Short };
@@ -76,7 +82,8 @@ pub(super) fn read(wire: Wire, mut fields: Map<String, Value>, caps: HostedCaps)
         region: Choice::Any,
         writes,
         steps,
-        whole_window: stored_elsewhere || elsewhere,
+        whole_window: stored_elsewhere || whole_window,
+        by_id,
         hosted,
     })
 }

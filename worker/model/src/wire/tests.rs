@@ -9,6 +9,7 @@ use serde_json::json;
 use super::*;
 
 mod hosted;
+mod stored;
 
 static LIST: LazyLock<Prices> = LazyLock::new(Prices::built_in);
 
@@ -206,9 +207,7 @@ fn what_is_not_in_the_request_counts_as_the_whole_window() {
     assert_eq!(input(json!({"type": "base64", "data": "AA"})), 200_000);
     assert_eq!(input(json!({"type": "url", "url": "https://example.com"})), 200_000);
     assert!(input(json!({"type": "text", "data": "some text"})) < 3_000);
-    for (field, value) in
-        [("previous_response_id", json!("r")), ("conversation", json!("c")), ("prompt", json!({"id": "p"}))]
-    {
+    for (field, value) in [("previous_response_id", json!("r")), ("conversation", json!("c"))] {
         let request = with(&json!({"model": "gpt-6-sol", "input": "hi"}), field, value);
         assert_eq!(bound(Wire::Responses, &request).input, 1_050_000, "{field}");
         assert_eq!(read(Wire::Responses, &request).expect("readable").conversation(), None);

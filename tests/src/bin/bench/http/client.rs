@@ -3,14 +3,17 @@
 
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
+use tests::Authority;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 use super::door::Door;
 
 /// A connection that is kept.
 pub struct Connection {
-    stream: TcpStream,
+    stream: Either<TcpStream, TlsStream<TcpStream>>,
     read: Vec<u8>,
 }
 
@@ -42,7 +45,13 @@ impl Connection {
     pub async fn open(address: &str) -> anyhow::Result<Connection> {
         let stream = TcpStream::connect(address).await.context("connecting to the API")?;
         stream.set_nodelay(true)?;
-        Ok(Connection { stream, read: Vec::new() })
+        Ok(Connection { stream: Either::Left(stream), read: Vec::new() })
+    }
+
+    /// Opens one with TLS, to a server of this authority.
+    pub async fn open_tls(address: &str, authority: &Authority) -> Connection {
+        let stream = authority.connect(address, Some("http/1.1")).await;
+        Connection { stream: Either::Right(stream), read: Vec::new() }
     }
 
     /// Sends a request and reads its answer.

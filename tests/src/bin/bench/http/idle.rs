@@ -57,8 +57,7 @@ pub async fn jobs(door: &Door, count: usize) -> anyhow::Result<Vec<String>> {
 }
 
 /// Each stream on a connection of its own.
-pub async fn http1(database: &str, ids: &[String]) -> anyhow::Result<Idle> {
-    let door = Door::start(database).await?;
+pub async fn http1(door: Door, ids: &[String]) -> anyhow::Result<Idle> {
     ready(&door).await?;
     let before = usage::resident_mb(door.pid());
     let mut streams = Vec::with_capacity(ids.len());
