@@ -69,10 +69,10 @@ impl Gateway {
     pub async fn ask(
         &self,
         wire: Wire,
+        mut tries: Tries,
         request: &(dyn Fn() -> String + Send + Sync),
         run: &Run,
     ) -> Result<Asked, Unasked> {
-        let mut tries = Tries::default();
         let signal = run.stop_signal();
         loop {
             if signal.is_wanted_back() {

@@ -4,6 +4,18 @@
 //! The oldest part is summarised by the model and the newest stays, without thinking: what a model thought is taken back
 //! only after the messages before it, to the letter. A cut is never between a call and its result. Without a summary
 //! the oldest outputs of tools go. Images count by their bytes as well: a session holds far fewer of them than a window.
+//!
+//! A head that changes at the beginning of a job makes the conversation dear: no cache has it behind the new head, and its
+//! thinking is lost in any case. So one of more than half of its share is compacted with the change. In tokens read at the full
+//! price, C tokens cost 1.25 C to send anew, as a cache takes a quarter more to write. A summary of S tokens costs at
+//! most 0.75 C to read what it replaces and 5 S to write, and 1.25 (C / 4 + S) to send what is left: 1.06 C + 6.25 S. Both cost
+//! the same at C = 33 S, some 50,000 tokens for a summary of 1,500, and each later call costs less after the summary. Half of
+//! the default share is 75,000. A shorter conversation is sent anew as a whole: a summary saves nothing at first and leaves
+//! details out.
+//!
+//! The request for a summary does not extend the last one, although a cache may have that: the head's tools, output schema and
+//! thinking would hold for the summary as well, what is too long would become longer, and a cache of minutes is often cold
+//! between two jobs. It has nothing of the head, so any model can answer it, and none is asked for thinking of another.
 
 use harness::MAX_DELTA_BYTES;
 use job::Json;
@@ -18,10 +30,11 @@ use crate::wire::{Calls, Wire};
 
 /// Bytes of a token, at the least: ordinary text has four, code and other languages less.
 pub(crate) const BYTES_PER_TOKEN: u64 = 3;
-/// The longest part of a message that the summary is made of, in characters.
-const PART: usize = 4_000;
+/// The longest input or output of a tool that the summary is made of, in characters; and where the record is too long with these.
+/// What was said is whole: the task, and the summary before this one.
+const OUTPUT: [usize; 2] = [4_000, 400];
 /// The most tokens of a summary.
-const SUMMARY_TOKENS: u64 = 8_000;
+pub(crate) const SUMMARY_TOKENS: u64 = 8_000;
 /// An output of fewer bytes is not worth its removal.
 const SMALL_OUTPUT: usize = 200;
 
@@ -44,6 +57,11 @@ pub(crate) fn most_before(session: usize) -> usize {
 /// And how many afterwards. It is one checkpoint then.
 pub(crate) fn most_after(session: usize) -> usize {
     (session / 4).min(MAX_DELTA_BYTES / 4 * 3)
+}
+
+/// Returns whether a conversation of so many tokens is compacted where its head changes, rather than sent anew as a whole.
+pub(crate) fn is_long_for_a_new_head(tokens: u64, share: u64) -> bool {
+    tokens > share / 2
 }
 
 /// A conversation that is about to be compacted.
@@ -76,27 +94,24 @@ impl Plan {
         Some(Plan { wire: head.wire, old, kept })
     }
 
-    /// Writes the request for the summary, which is bounded to about this many tokens.
-    pub fn request(&self, model: &str, most_tokens: u64, max_output_tokens: u64) -> String {
-        let record: Vec<String> = self
-            .old
-            .iter()
-            .filter_map(|message| neutral::read(self.wire, message))
-            .flat_map(|said| said.parts.into_iter().map(move |part| clipped(&part.told(said.by_model), PART)))
-            .collect();
+    /// Writes the request for the summary to a model, bounded to about this many tokens.
+    pub fn request(&self, (wire, model): (Wire, &str), most_tokens: u64, max_output_tokens: u64) -> String {
         let most = usize::try_from(most_tokens.saturating_mul(BYTES_PER_TOKEN) / 2).unwrap_or(usize::MAX);
-        let record = clipped(&record.join("\n\n"), most);
+        let [full, short] = OUTPUT.map(|most_of_an_output| self.record(most_of_an_output));
+        let record = if full.len() <= most { full } else { clipped(&short, most) };
         let mut request = Request::default();
-        let limit = max_output_tokens.min(SUMMARY_TOKENS).to_string();
+        let limit = max_output_tokens.min(SUMMARY_TOKENS);
+        let summarise = format!("{SUMMARISE} Use at most {} words.", limit / 2);
+        let limit = limit.to_string();
         request.set("model", quoted(model));
         request.set("stream", "true".to_owned());
-        let said = self.wire.said(&record);
+        let said = wire.said(&record);
         let mut conversation = vec![said.as_str()];
-        let system = format!(r#"{{"role":"system","content":{}}}"#, quoted(SUMMARISE));
-        match self.wire {
+        let system = format!(r#"{{"role":"system","content":{}}}"#, quoted(&summarise));
+        match wire {
             Wire::Messages => {
                 request.set("max_tokens", limit);
-                request.set("system", quoted(SUMMARISE));
+                request.set("system", quoted(&summarise));
             }
             Wire::Chat => {
                 request.set("max_completion_tokens", limit);
@@ -106,17 +121,32 @@ impl Plan {
             Wire::Responses => {
                 request.set("max_output_tokens", limit);
                 request.set("store", "false".to_owned());
-                request.set("instructions", quoted(SUMMARISE));
+                request.set("instructions", quoted(&summarise));
             }
         }
-        request.set(self.wire.conversation(), format!("[{}]", conversation.join(",")));
+        request.set(wire.conversation(), format!("[{}]", conversation.join(",")));
         request.write()
     }
 
-    /// Returns the messages that follow the new head.
-    pub fn with_summary(self, summary: &str) -> Vec<Json> {
+    /// What was said and done, in words; of a tool's input and output at most so many characters.
+    fn record(&self, most_of_an_output: usize) -> String {
+        let said = self.old.iter().filter_map(|message| neutral::read(self.wire, message));
+        let parts = said.flat_map(|said| {
+            said.parts.into_iter().map(move |part| match part {
+                Part::Text(_) => part.told(said.by_model),
+                Part::Call { .. } | Part::Result { .. } => {
+                    clipped(&part.told(said.by_model), most_of_an_output)
+                }
+            })
+        });
+        parts.collect::<Vec<String>>().join("\n\n")
+    }
+
+    /// Returns the messages that follow the new head. A summary that was cut at its limit says so.
+    pub fn with_summary(self, summary: &str, is_cut: bool) -> Vec<Json> {
+        let cut = if is_cut { "\n\n[The summary was cut off here.]" } else { "" };
         let text = format!(
-            "The record of the work so far was too long and is replaced by this summary. Go on from it.\n\n{summary}"
+            "The record of the work so far was too long and is replaced by this summary. Go on from it.\n\n{summary}{cut}"
         );
         [self.wire.said(&text)].into_iter().chain(self.kept).collect()
     }
@@ -126,8 +156,7 @@ impl Plan {
 /// made so small.
 pub(crate) fn without_outputs(head: &Head, messages: &[Json], most_tokens: u64) -> Option<Vec<Json>> {
     let mut all = without_thinking(head.wire, messages);
-    let fixed = head.request.get().len() as u64;
-    let mut bytes = fixed + all.iter().map(|message| size(message) as u64).sum::<u64>();
+    let mut bytes = head.bytes() as u64 + all.iter().map(|message| size(message) as u64).sum::<u64>();
     for message in &mut all {
         if bytes / BYTES_PER_TOKEN <= most_tokens {
             break;
@@ -296,15 +325,40 @@ mod tests {
                 assert_eq!(plan.old.len() + plan.kept.len(), all.len());
                 assert!(!is_result(wire, &plan.kept[0]), "{wire:?} {kept_tokens}");
                 assert!(plan.kept.iter().all(|message| !message.as_str().contains("thinking")));
-                let request = plan.request("m", 1_000, 500);
+                let request = plan.request((wire, "m"), 1_000, 500);
                 let value: serde_json::Value = serde_json::from_str(&request).unwrap();
                 assert_eq!(value["model"], "m");
                 assert!(request.len() < 4_000, "{}", request.len());
                 let kept = plan.kept.len();
-                let after = plan.with_summary("All is well.");
+                let after = plan.with_summary("All is well.", false);
                 assert_eq!(after.len(), kept + 1);
                 assert!(after[0].as_str().contains("All is well."));
             }
+        }
+    }
+
+    #[test]
+    fn a_summary_is_made_of_all_that_was_said_and_of_the_ends_of_what_tools_did() {
+        for wire in WIRES {
+            let said = |what: &str| format!("{what} {} of {what}", "z".repeat(12_000));
+            let output = |at: usize| {
+                let content = vec![Content::Text(format!("{at} {} of {at}", "x".repeat(12_000)))];
+                wire.result(&format!("c{at}"), &Output { content, is_error: false, ended: Ended::Done })
+            };
+            let mut all = vec![wire.said(&said("the task")), wire.said(&said("a summary"))];
+            all.extend((0..4).flat_map(|at| [call(wire, &format!("c{at}")), output(at)]));
+            let plan = Plan::new(&head(wire), &all, 0).unwrap();
+            let request = plan.request((wire, "m"), 100_000, 500);
+            for what in ["the task", "a summary"] {
+                assert!(request.contains(&said(what)), "{wire:?} {what}");
+            }
+            assert!(request.contains("xx of 2") && !request.contains(&"x".repeat(4_000)), "{wire:?}");
+            // Where the record is too long, what tools did is shorter, and then all of it.
+            let request = plan.request((wire, "m"), 20_000, 500);
+            assert!(request.contains(&said("the task")) && !request.contains(&"x".repeat(400)), "{wire:?}");
+            assert!(plan.request((wire, "m"), 1_000, 500).len() < 4_000, "{wire:?}");
+            let after = plan.with_summary("Half of", true);
+            assert!(after[0].as_str().contains("The summary was cut off here."), "{wire:?}");
         }
     }
 

@@ -58,6 +58,11 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 impl Tries {
+    /// Those of a request that is made once, whatever becomes of it.
+    pub fn once() -> Tries {
+        Tries { broken: MOST_BROKEN, busy: 0, waited: MOST_WAITED }
+    }
+
     /// Returns what to do about a fault. `jitter` is from 0 to 1.
     pub fn after(&mut self, fault: &Fault, jitter: f64) -> Again {
         let (tries, least) = match fault {

@@ -102,6 +102,11 @@ impl Head {
     pub fn entry(&self) -> Json {
         written(self)
     }
+
+    /// Returns its bytes in a request.
+    pub fn bytes(&self) -> usize {
+        self.request.get().len() + self.opening.iter().map(|opening| opening.get().len()).sum::<usize>()
+    }
 }
 
 impl JobMark {

@@ -2,6 +2,8 @@
 //!
 //! Thinking stays behind: a provider takes it back from nobody but the model that thought it.
 
+use std::collections::{HashMap, HashSet};
+
 use job::Json;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -9,7 +11,7 @@ use tools::{Content, Ended, Output};
 
 use crate::answer::{embedded, storable};
 use crate::raw::{self, Fields, items, quoted};
-use crate::wire::{ERROR, Wire, messages, responses};
+use crate::wire::{Calls, ERROR, Wire, is_blank, messages, responses};
 
 /// A message.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +39,7 @@ pub(crate) fn read(wire: Wire, entry: &Json) -> Option<Said> {
         Wire::Responses => from_responses(entry.as_str())?,
     };
     said.parts.iter_mut().for_each(Part::clean);
+    said.parts.retain(|part| !matches!(part, Part::Text(text) if text.is_empty()));
     (!said.parts.is_empty()).then_some(said)
 }
 
@@ -49,6 +52,79 @@ impl Part {
         };
         texts.into_iter().for_each(|text| *text = storable(std::mem::take(text)));
     }
+}
+
+/// The longest id or name that is taken over to Messages.
+const LONGEST_NAME: usize = 64;
+
+/// The ids of calls in a conversation that is written anew for Messages. It takes letters, digits, `_` and `-`, and each id once
+/// in a request. Others write `functions.look:0`, and some number the calls of each answer anew. What does not fit, or was there
+/// before, becomes an id of its place and the old one: the same at each rendering.
+#[derive(Default)]
+pub(crate) struct CallIds {
+    taken: HashSet<String>,
+    /// What became of each id last: a result answers the last call of its id.
+    now: HashMap<String, String>,
+    calls: usize,
+}
+
+impl CallIds {
+    /// Notes the calls of messages that go to Messages to the letter.
+    pub fn of<'m>(to_the_letter: impl Iterator<Item = &'m Json>) -> CallIds {
+        let made = to_the_letter.flat_map(|message| match Wire::Messages.calls(message.as_str()) {
+            Calls::Made(made) => made,
+            Calls::Answered(_) => Vec::new(),
+        });
+        CallIds { taken: made.map(|call| call.id).collect(), ..CallIds::default() }
+    }
+
+    /// Gives the calls and results of the next message their ids.
+    pub fn give(&mut self, said: &mut Said) {
+        for part in &mut said.parts {
+            match part {
+                Part::Call { id, name, .. } => {
+                    let given = self.next(id);
+                    self.now.insert(std::mem::replace(id, given.clone()), given);
+                    // A model may call what no tool is named.
+                    if !is_name(name) {
+                        *name = format!("_{}", plain(name));
+                    }
+                }
+                Part::Result { call, .. } => {
+                    if let Some(given) = self.now.get(call) {
+                        call.clone_from(given);
+                    }
+                }
+                Part::Text(_) => {}
+            }
+        }
+    }
+
+    fn next(&mut self, id: &str) -> String {
+        self.calls += 1;
+        let mut given = id.to_owned();
+        if !is_name(id) || self.taken.contains(id) {
+            given = format!("call_{}_{}", self.calls, plain(id));
+        }
+        while !self.taken.insert(given.clone()) {
+            given.push('_');
+        }
+        given
+    }
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_' || c == '-'
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=LONGEST_NAME).contains(&name.len()) && name.chars().all(is_plain)
+}
+
+/// Returns the beginning of an id or name, in letters that every provider takes.
+fn plain(name: &str) -> String {
+    let start = name.chars().take(LONGEST_NAME / 2);
+    start.map(|c| if is_plain(c) { c } else { '_' }).collect()
 }
 
 fn from_messages(entry: &str) -> Option<Said> {
@@ -174,7 +250,7 @@ pub(crate) fn write(wire: Wire, said: &Said) -> Vec<Json> {
     let mut entries: Vec<Json> = Vec::new();
     if said.by_model {
         match wire {
-            Wire::Messages => entries.extend(Json::parse(&assistant_of_messages(&said.parts))),
+            Wire::Messages => entries.extend(assistant_of_messages(&said.parts)),
             Wire::Chat => entries.extend(Json::parse(&assistant_of_chat(&said.parts))),
             Wire::Responses => entries.extend(said.parts.iter().filter_map(item_of_responses)),
         }
@@ -182,6 +258,7 @@ pub(crate) fn write(wire: Wire, said: &Said) -> Vec<Json> {
     }
     for part in &said.parts {
         match part {
+            Part::Text(text) if wire == Wire::Messages && is_blank(text) => {}
             Part::Text(text) => entries.push(wire.said(text)),
             Part::Result { call, text, is_error } => {
                 let ended = if *is_error { Ended::Failed } else { Ended::Done };
@@ -195,8 +272,10 @@ pub(crate) fn write(wire: Wire, said: &Said) -> Vec<Json> {
     entries
 }
 
-fn assistant_of_messages(parts: &[Part]) -> String {
+/// There is none where nothing is said.
+fn assistant_of_messages(parts: &[Part]) -> Option<Json> {
     let block = |part: &Part| match part {
+        Part::Text(text) if is_blank(text) => None,
         Part::Text(text) => Some(format!(r#"{{"type":"text","text":{}}}"#, quoted(text))),
         Part::Call { id, name, input } => {
             // The other wire takes arguments that are no object; this one does not.
@@ -211,7 +290,8 @@ fn assistant_of_messages(parts: &[Part]) -> String {
         Part::Result { .. } => None,
     };
     let blocks = parts.iter().filter_map(block).collect::<Vec<_>>().join(",");
-    format!(r#"{{"role":"assistant","content":[{blocks}]}}"#)
+    let entry = format!(r#"{{"role":"assistant","content":[{blocks}]}}"#);
+    Json::parse(&entry).ok().filter(|_| !blocks.is_empty())
 }
 
 fn item_of_responses(part: &Part) -> Option<Json> {
@@ -283,6 +363,41 @@ mod tests {
             r#"{"role":"assistant","content":[{"type":"text","text":"I add."},{"type":"tool_use","id":"t1","name":"add","input":{"z":1e5}}]}"#
         );
         assert!(back[2].as_str().contains(r#""tool_use_id":"t1""#));
+    }
+
+    #[test]
+    fn each_call_has_an_id_of_its_own_that_messages_takes_and_its_result_names_it() {
+        let native = r#"{"role":"assistant","content":[{"type":"tool_use","id":"a","name":"f","input":{}}]}"#;
+        let native = [Json::parse(native).unwrap()];
+        let given = || {
+            let mut ids = CallIds::of(native.iter());
+            let mut all = Vec::new();
+            for old in ["b", "a", "b", "functions.f:0", "call_5_b_", "b", "", "é"] {
+                let call = Part::Call { id: old.to_owned(), name: "a.f".to_owned(), input: "{}".to_owned() };
+                let text = String::new();
+                let result = Part::Result { call: old.to_owned(), text, is_error: false };
+                let mut said = Said { by_model: true, parts: vec![call, result] };
+                ids.give(&mut said);
+                let [Part::Call { id, name, .. }, Part::Result { call, .. }] = &said.parts[..] else {
+                    panic!()
+                };
+                assert!(id == call && is_name(id) && name == "_a_f", "{said:?}");
+                all.push(id.clone());
+            }
+            all
+        };
+        let expected = [
+            "b",
+            "call_2_a",
+            "call_3_b",
+            "call_4_functions_f_0",
+            "call_5_b_",
+            "call_6_b",
+            "call_7_",
+            "call_8__",
+        ];
+        assert_eq!(given(), expected);
+        assert_eq!(given(), expected, "at each rendering");
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod digest;
 
 use crate::answer::{StopReason, ToolCall};
 use crate::marks::{Head, JobMark, TurnMark};
-use crate::neutral;
+use crate::neutral::{self, CallIds};
 use crate::raw::{Fields, items, raw};
 use crate::record::with_record;
 use crate::wire::{Calls, Wire, messages, responses};
@@ -180,7 +180,7 @@ impl<'a> Transcript<'a> {
                 Kind::Message(message) => since += message.size,
                 Kind::Head(head) => {
                     let bytes = self.messages().iter().map(size).sum::<usize>();
-                    return (0, bytes + head.request.get().len());
+                    return (0, bytes + head.bytes());
                 }
                 Kind::Turn(_) | Kind::Job(_) | Kind::Call(_) | Kind::Other => {}
             }
@@ -302,18 +302,26 @@ fn guessed(entry: &str) -> Wire {
 /// Writes a conversation for a model that has not seen it. What the model said in several items in a row is one message
 /// where the wire has it so.
 pub(crate) fn anew<'m>(to: Wire, messages: impl IntoIterator<Item = (Wire, &'m Json)>) -> Vec<Json> {
+    let messages: Vec<(Wire, &Json)> = messages.into_iter().collect();
+    let is_kept = |from: Wire| (from, to) == (Wire::Messages, Wire::Messages);
+    let is_mixed = to == Wire::Messages && messages.iter().any(|(from, _)| !is_kept(*from));
+    let kept = messages.iter().filter(|(from, _)| is_mixed && is_kept(*from)).map(|(_, message)| *message);
+    let mut ids = CallIds::of(kept);
     let mut all = Vec::new();
     let mut spoken: Option<neutral::Said> = None;
     let end = |spoken: &mut Option<neutral::Said>, all: &mut Vec<Json>| {
         all.extend(spoken.take().iter().flat_map(|said| neutral::write(to, said)));
     };
     for (from, message) in messages {
-        if (from, to) == (Wire::Messages, Wire::Messages) {
+        if is_kept(from) {
             end(&mut spoken, &mut all);
             all.extend(without_thinking(message));
             continue;
         }
-        let Some(said) = neutral::read(from, message) else { continue };
+        let Some(mut said) = neutral::read(from, message) else { continue };
+        if is_mixed {
+            ids.give(&mut said);
+        }
         match &mut spoken {
             Some(before) if said.by_model && from == Wire::Responses => before.parts.extend(said.parts),
             _ => {

@@ -13,12 +13,14 @@ mod models;
 mod shorter;
 
 use models::no_model;
+use shorter::Due;
 
 use crate::answer::StopReason;
 use crate::ask::{Asked, Gateway};
+use crate::compact::{SUMMARY_TOKENS, is_long_for_a_new_head};
 use crate::config::Settings;
 use crate::head::head;
-use crate::marks::{Head, JobMark, TurnMark};
+use crate::marks::{JobMark, TurnMark};
 use crate::person;
 use crate::schema::{Schema, json_of};
 use crate::toolkit::{Calls, Toolkit, not_made};
@@ -53,6 +55,8 @@ pub(crate) struct Turns<'r> {
     is_resumed: bool,
     /// Whether the tools of this attempt were compared with those of the head.
     are_tools_compared: bool,
+    /// What the model has to know of its tools and is not told yet.
+    news: Vec<String>,
     /// Results that were seen in this attempt.
     seen: HashSet<[u8; 32]>,
     /// Whether one of the pending ones is new.
@@ -91,6 +95,7 @@ impl<'r> Turns<'r> {
             may_have_begun: true,
             is_resumed: true,
             are_tools_compared: false,
+            news: Vec::new(),
             seen: HashSet::new(),
             is_news: false,
             repairs: 0,
@@ -130,26 +135,46 @@ impl<'r> Turns<'r> {
         self.pending.push(entry);
     }
 
-    /// Puts the head, if it is another one than the session has, and the input into the context. A session that has no room
-    /// for them is compacted with them.
+    /// Puts the head, if it is another one than the session has, and the input into the context. A long conversation whose
+    /// head changes is compacted with them, and so is a session that has no room for them. It is one checkpoint: a kill
+    /// before it leaves the session as it was, and the next attempt asks for the same summary to the letter.
     async fn begin(&mut self) -> Result<(), RunError> {
-        self.add_input()?;
+        let before = self.said_tokens();
+        let last = self.add_input()?;
         (self.is_resumed, self.are_tools_compared) = (false, true);
-        if self.is_overfull() { self.compact(self.is_long()).await } else { self.checkpoint().await }
+        match last {
+            Some(model) if is_long_for_a_new_head(before, self.share()) && self.may_use(before) => {
+                self.compact(Due::NewHead { last: &model }).await
+            }
+            _ if self.is_overfull() && self.is_long() => self.compact(Due::Long).await,
+            _ if self.is_overfull() => self.compact(Due::Large).await,
+            _ => self.checkpoint().await,
+        }
     }
 
-    fn add_input(&mut self) -> Result<(), RunError> {
+    /// Whether the job may use so many tokens, and those of a summary.
+    fn may_use(&self, tokens: u64) -> bool {
+        self.limits().1.is_none_or(|most| tokens.saturating_add(SUMMARY_TOKENS) < most)
+    }
+
+    /// Adds the beginning of the job. If that changes the session's head, returns the model of the one before.
+    fn add_input(&mut self) -> Result<Option<String>, RunError> {
         let said = self.input()?;
         let Some(model) = self.settings.models.first() else { return Err(no_model().into()) };
         let wanted = head(self.settings, model, &self.offered).entry();
         let wire = self.settings.wire(model);
-        if self.transcript().head().map(Head::entry).as_ref() != Some(&wanted) {
+        let transcript = self.transcript();
+        let (last, is_new) = match transcript.head() {
+            Some(head) if head.entry() == wanted => (None, false),
+            head => (head.map(|head| head.model.clone()), true),
+        };
+        if is_new {
             self.add(wanted);
         }
         self.add(JobMark::begin(self.job_id(), self.settings.context_tokens).entry());
         self.add(wire.said(&said));
         self.run.forget_input();
-        Ok(())
+        Ok(last)
     }
 
     /// Returns the text of the job's input: a text as it is, anything else as JSON.
@@ -236,7 +261,10 @@ impl<'r> Turns<'r> {
                     // The summary was paid as well.
                     self.check_limits()?;
                 }
-                self.ask().await?
+                match self.tell_news().await? {
+                    Some(stored) => stored,
+                    None => self.ask().await?,
+                }
             }
         };
         let Asked { answer, is_replayed, is_cached, instead, .. } = asked;

@@ -95,13 +95,15 @@ impl Wire {
     pub fn result(self, call: &str, output: &Output) -> Json {
         match self {
             Wire::Messages => {
-                let content = output.content.iter().map(|content| match content {
-                    Content::Text(text) => format!(r#"{{"type":"text","text":{}}}"#, quoted(text)),
-                    Content::Image { media_type, data } => format!(
+                // This wire refuses a text that says nothing, and takes a result without content.
+                let content = output.content.iter().filter_map(|content| match content {
+                    Content::Text(text) if is_blank(text) => None,
+                    Content::Text(text) => Some(format!(r#"{{"type":"text","text":{}}}"#, quoted(text))),
+                    Content::Image { media_type, data } => Some(format!(
                         r#"{{"type":"image","source":{{"type":"base64","media_type":{},"data":{}}}}}"#,
                         quoted(media_type),
                         quoted(data)
-                    ),
+                    )),
                 });
                 let content = content.collect::<Vec<_>>().join(",");
                 let is_error = if output.is_error { r#","is_error":true"# } else { "" };
@@ -191,6 +193,11 @@ impl Assembly {
             None => Ok(answer),
         }
     }
+}
+
+/// Returns whether a text says nothing. Messages refuses a block of it.
+pub(crate) fn is_blank(text: &str) -> bool {
+    text.trim().is_empty()
 }
 
 /// Returns an entry that this crate has written.

@@ -65,7 +65,7 @@ pub enum Network {
     /// Everything, but for raw sockets.
     #[default]
     All,
-    /// TCP to one port, which is given for each run. No Unix sockets.
+    /// TCP to one port, or nothing in a run that is given none. No Unix sockets.
     Port,
     /// Nothing, and no Unix sockets.
     None,
@@ -77,6 +77,8 @@ pub struct Sandbox {
     rules: Rules,
     /// There is none if this kernel takes none, and none is required.
     filter: Option<BpfProgram>,
+    /// The filter of a run that is given no port.
+    without_port: Option<BpfProgram>,
 }
 
 /// This kernel cannot keep what is required.
@@ -103,7 +105,10 @@ impl Sandbox {
     /// Tries whether a process can enter it here: in a thread of its own, which it binds alone. Unless all of the rules are
     /// required, those that cannot be kept are left out.
     pub fn new(rules: Rules) -> Result<Sandbox, SandboxError> {
-        let mut sandbox = Sandbox { filter: Some(filter::of(rules.network)?), rules };
+        // Without a port there is nothing to reach, and no kernel is too old to keep that.
+        let without_port = if rules.network == Network::Port { Network::None } else { rules.network };
+        let (filter, without_port) = (filter::of(rules.network)?, filter::of(without_port)?);
+        let mut sandbox = Sandbox { filter: Some(filter), without_port: Some(without_port), rules };
         sandbox.ruleset()?;
         let mut entry = sandbox.enter(Path::new("/"), None).map_err(SandboxError::NotEntered)?;
         let entered = thread::spawn(move || entry.apply()).join().unwrap_or(Err(Errno::EFAULT));
@@ -112,8 +117,11 @@ impl Sandbox {
             Err(error) if sandbox.rules.required => return Err(SandboxError::NotEntered(error.into())),
             Err(error) => {
                 tracing::warn!(cause = %error, "programs run without a filter of system calls, which this machine refuses");
-                sandbox.filter = None;
+                (sandbox.filter, sandbox.without_port) = (None, None);
             }
+        }
+        if sandbox.rules.network == Network::Port && !Kernel::of_this_machine().bounds_ports() {
+            tracing::warn!("{}", kernel::ALL_PORTS);
         }
         Ok(sandbox)
     }
@@ -141,7 +149,8 @@ impl Sandbox {
     /// Makes the sandbox of one run.
     pub fn enter(&self, workspace: &Path, port: Option<u16>) -> io::Result<Entry> {
         let ruleset = self.ruleset().and_then(|ruleset| self.allow(ruleset, workspace, port));
-        Ok(Entry { ruleset: Some(ruleset.map_err(io::Error::other)?), filter: self.filter.clone() })
+        let filter = if port.is_some() { &self.filter } else { &self.without_port };
+        Ok(Entry { ruleset: Some(ruleset.map_err(io::Error::other)?), filter: filter.clone() })
     }
 
     /// Makes a set that allows nothing of what it bounds.

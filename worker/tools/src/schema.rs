@@ -31,6 +31,9 @@ const STRUCTURE: [&str; 10] = [
     "required",
     "type",
 ];
+/// Keywords that providers refuse at the top level of an input's schema, and with it every request that has the tool.
+/// Anthropic refuses `allOf`, `anyOf` and `oneOf` there, OpenAI all of them.
+const NEVER_ON_TOP: [&str; 6] = ["allOf", "anyOf", "const", "enum", "not", "oneOf"];
 /// Keywords whose fields have names of the author's.
 const NAMED_SCHEMAS: [&str; 5] =
     ["$defs", "definitions", "dependentSchemas", "patternProperties", "properties"];
@@ -64,13 +67,17 @@ pub struct Schema {
 }
 
 impl Schema {
-    /// Checks a schema. It must be of an object, because the input of a tool is one.
+    /// Checks a schema. It must be of an object, because the input of a tool is one, and such that providers take it.
     pub fn new(schema: &Value) -> Result<Schema, String> {
         let expected = "expected a JSON schema with type = \"object\"";
-        match schema {
-            Value::Object(fields) if fields.get("type").is_some_and(|kind| kind == "object") => {}
-            Value::Object(_) => return Err(format!("got no type = \"object\", {expected}")),
-            _ => return Err(format!("got no table, {expected}")),
+        let Value::Object(fields) = schema else { return Err(format!("got no table, {expected}")) };
+        if fields.get("type").is_none_or(|kind| kind != "object") {
+            return Err(format!("got no type = \"object\", {expected}"));
+        }
+        if let Some(keyword) = NEVER_ON_TOP.iter().find(|keyword| fields.contains_key(**keyword)) {
+            return Err(format!(
+                "got `{keyword}` at its top level, which providers refuse, expected it within `properties` alone"
+            ));
         }
         let text = Json::from_value(schema).map_err(|error| format!("{error}, {expected}"))?;
         if text.as_str().len() > MAX_BYTES {

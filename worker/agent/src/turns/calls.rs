@@ -5,14 +5,17 @@ use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use harness::{Ask, Event, Part, RunError, Shortage, Work};
+use harness::{Ask, Event, MAX_DELTA_BYTES, Part, RunError, Shortage, Work};
 use job::{Json, MAX_QUESTIONS};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tools::{Call, CallError, CallKey, Content, Ended, Output, Repeat, Tool};
 
+mod room;
+
 use super::Turns;
 use crate::answer::ToolCall;
+use crate::ask::Asked;
 use crate::head::tools_of;
 use crate::marks::CallMark;
 use crate::person::{self, Person};
@@ -25,9 +28,8 @@ const MAY_HAVE_TAKEN_EFFECT: &str = "The work was interrupted while this call wa
     It may have taken effect, in part or as a whole. Look at what is there before you call again.";
 /// How a notice begins that the tools are not those of the head.
 const OTHER_TOOLS: &str = "Since this job began its tools have changed: ";
-/// What the model is told in the place of an image.
-const NO_ROOM: &str =
-    "[An image is left out, because the session has no room for it now. Ask for fewer at a time.]";
+/// The most bytes of results that one checkpoint takes. The rest is for what stands beside them.
+const MOST_AT_ONCE: usize = MAX_DELTA_BYTES / 8 * 7;
 /// How long a tool may take before the answer that calls it is checkpointed without its result.
 const LONG: Duration = Duration::from_secs(2);
 /// How much of an input or a result an event shows, in characters.
@@ -99,12 +101,45 @@ impl Turns<'_> {
             return Err(RunError::Asks(asks));
         }
         // Providers take other text only behind all results.
-        let mut notices = self.tools.notices();
-        notices.extend(self.other_tools());
-        if !notices.is_empty() {
-            self.add(wire.said(&notices.join("\n")));
+        if self.has_news() {
+            let news = std::mem::take(&mut self.news);
+            self.add(wire.said(&news.join("\n")));
         }
         self.checkpoint().await
+    }
+
+    /// Returns whether there is something of its tools that the model has to know.
+    fn has_news(&mut self) -> bool {
+        self.news.extend(self.tools.notices());
+        let other_tools = self.other_tools();
+        self.news.extend(other_tools);
+        !self.news.is_empty()
+    }
+
+    /// Says to the model what it has to know of its tools before the first call of a job that goes on: its next answer may be the
+    /// last. An answer that an earlier attempt has paid is returned instead. It is stored for what was sent then.
+    pub(super) async fn tell_news(&mut self) -> Result<Option<Asked>, RunError> {
+        if !self.is_resumed || !self.has_news() {
+            return Ok(None);
+        }
+        let wire = self.wire()?;
+        let request = self.transcript().request().unwrap_or_default();
+        match self.gateway.stored(wire, request, self.run).await {
+            Ok(None) => {}
+            Ok(stored) => return Ok(stored),
+            Err(fault) => {
+                tracing::warn!(cause = ?fault, "an answer that was paid before cannot be looked up");
+                return Ok(None);
+            }
+        }
+        let told = wire.said(&std::mem::take(&mut self.news).join("\n"));
+        self.is_resumed = false;
+        // An attempt that got no answer has said the same.
+        if self.run.session().context_window.last() != Some(&told) {
+            self.add(told);
+            self.checkpoint().await?;
+        }
+        Ok(None)
     }
 
     /// Decides about a call, which has this key in its job. Nothing is left to do for one that has its result now.
@@ -194,6 +229,12 @@ impl Turns<'_> {
                             Work::Tool { name: Some(call.name.clone()), call_id: call.id.clone(), outcome };
                         let failed = output.is_error.then_some("tool_error");
                         self.run.part(&Part { work, began, took, failed });
+                        let output = self.fitted(output);
+                        if !self.pending.is_empty()
+                            && self.pending_bytes() + room::bytes(&output) > MOST_AT_ONCE
+                        {
+                            self.keep_beside(&mut running, &mut ended).await?;
+                        }
                         self.take_result(wire, &call, output);
                         *left -= 1;
                     }
@@ -272,18 +313,14 @@ impl Turns<'_> {
         self.run.part(&Part { work, began, took, failed });
     }
 
-    /// Leaves out the images for which the session has no room.
+    /// Leaves out what the session has no room for, nor a checkpoint of its own.
     fn fitted(&self, output: Output) -> Output {
-        let mut room = (self.run.most_bytes() / 4 * 3).saturating_sub(self.transcript().bytes());
-        let content = output.content.into_iter().map(|content| match content {
-            Content::Image { data, .. } if data.len() > room => Content::Text(NO_ROOM.to_owned()),
-            Content::Image { data, media_type } => {
-                room -= data.len();
-                Content::Image { data, media_type }
-            }
-            text @ Content::Text(_) => text,
-        });
-        Output { content: content.collect(), ..output }
+        let room = (self.run.most_bytes() / 4 * 3).saturating_sub(self.transcript().bytes());
+        room::fitted(output, room.min(MOST_AT_ONCE))
+    }
+
+    fn pending_bytes(&self) -> usize {
+        self.pending.iter().map(|entry| entry.as_str().len() + 1).sum()
     }
 
     /// Takes the result of a call that no tool has answered: what is ours to say, or a person's answer.
@@ -300,9 +337,8 @@ impl Turns<'_> {
         self.offered.iter().find(|tool| tool.name == name)
     }
 
-    /// Takes the result of a call, which is redacted.
+    /// Takes the result of a call, which is redacted and has room.
     fn take_result(&mut self, wire: Wire, call: &ToolCall, output: Output) {
-        let output = self.fitted(output);
         let (outcome, text) = (output.ended.as_str(), clipped(&output.text()));
         let data = json!({"tool": call.name, "call_id": call.id, "outcome": outcome, "text": text});
         self.run.event(Event::new("tool_result", data));

@@ -7,9 +7,10 @@ use job::{Failure, FailureCode};
 use tools::Repeat;
 
 use super::Turns;
+use super::shorter::Due;
 use crate::answer::StopReason;
 use crate::ask::{Asked, Unasked};
-use crate::fault::Fault;
+use crate::fault::{Fault, Tries};
 use crate::head::head;
 use crate::wire::Wire;
 
@@ -70,7 +71,8 @@ impl Turns<'_> {
                 );
             };
             let (wire, model) = (head.wire, head.model.clone());
-            let asked = self.asked(wire, &model, &|| self.transcript().request().unwrap_or_default()).await;
+            let request = || self.transcript().request().unwrap_or_default();
+            let asked = self.asked(wire, &model, Tries::default(), &request).await;
             let failure = match asked {
                 Ok(asked) if asked.answer.stop == StopReason::Refusal => {
                     let said = format!("{model} does not answer this: {}", asked.answer.text);
@@ -81,7 +83,7 @@ impl Turns<'_> {
                 // It counts otherwise than we do; once.
                 Err(Unasked::Fault(Fault::Overflow(_))) if !self.was_too_long => {
                     self.was_too_long = true;
-                    self.compact(true).await?;
+                    self.compact(Due::Long).await?;
                     self.check_limits()?;
                     continue;
                 }
@@ -104,10 +106,11 @@ impl Turns<'_> {
         &self,
         wire: Wire,
         model: &str,
+        tries: Tries,
         request: &(dyn Fn() -> String + Send + Sync),
     ) -> Result<Asked, Unasked> {
         let (began, since) = (SystemTime::now(), Instant::now());
-        let asked = self.gateway.ask(wire, request, self.run).await;
+        let asked = self.gateway.ask(wire, tries, request, self.run).await;
         let seen = asked.as_ref().ok();
         let tokens = seen.map_or((0, 0), |seen| (seen.answer.tokens.input, seen.answer.tokens.output));
         let first_token = seen.and_then(|seen| seen.first_token);

@@ -1,4 +1,4 @@
-//! Makes the conversation shorter before it outgrows its model's window, or its session.
+//! Makes the conversation shorter before it outgrows its model's window or its session, and where its head changes.
 
 use std::time::{Instant, SystemTime};
 
@@ -10,13 +10,26 @@ use super::models::failed;
 use crate::answer::StopReason;
 use crate::ask::{Asked, Unasked};
 use crate::compact::{
-    BYTES_PER_TOKEN, Plan, bytes, most_after, most_before, without_images, without_outputs, without_thinking,
+    BYTES_PER_TOKEN, Plan, bytes, most_after, most_before, without_images, without_outputs,
 };
-use crate::fault::Fault;
+use crate::fault::{Fault, Tries};
 use crate::head::head;
 use crate::marks::{Head, JobMark};
 use crate::record::with_record;
-use crate::transcript::Digest;
+use crate::transcript::{Digest, anew};
+
+/// Why a conversation is compacted.
+pub(super) enum Due<'m> {
+    /// It is longer than the agent's share of the window, or than its provider takes.
+    Long,
+    /// It has too many bytes for its session.
+    Large,
+    /// Its head changes, and it is too long to be sent anew as a whole.
+    NewHead {
+        /// The model of the head before.
+        last: &'m str,
+    },
+}
 
 impl Turns<'_> {
     /// Returns how many tokens the next request has: those that the provider counted last, and the bytes since.
@@ -25,21 +38,28 @@ impl Turns<'_> {
         counted.saturating_add(since as u64 / BYTES_PER_TOKEN)
     }
 
+    /// Returns how many tokens the conversation has without the head before it.
+    pub(super) fn said_tokens(&self) -> u64 {
+        let head = self.transcript().head().map_or(0, Head::bytes);
+        self.tokens().saturating_sub(head as u64 / BYTES_PER_TOKEN)
+    }
+
     /// Compacts a conversation that is longer than the agent's share of the window, or larger than its share of the session:
-    /// images have many bytes and few tokens.
-    /// Returns whether it did.
+    /// images have many bytes and few tokens. A job that goes on asks first what the attempt before has asked, perhaps where a session
+    /// may be larger. Returns whether it did.
     pub(super) async fn compact_if_due(&mut self) -> Result<bool, RunError> {
         let is_long = self.is_long();
-        let is_large = self.transcript().bytes() > most_before(self.run.most_bytes());
+        let asks_again = self.is_resumed && !self.was_too_long;
+        let is_large = !asks_again && self.transcript().bytes() > most_before(self.run.most_bytes());
         if is_long || is_large {
-            self.compact(is_long).await?;
+            self.compact(if is_long { Due::Long } else { Due::Large }).await?;
         }
         Ok(is_long || is_large)
     }
 
     /// Returns the agent's share of the window, in tokens. A job that goes on asks first what the attempt before has asked, so
     /// it has the share of that until it has an answer, unless the provider has refused that as too long.
-    fn share(&self) -> u64 {
+    pub(super) fn share(&self) -> u64 {
         let before = self.transcript().share(self.job_id());
         let before = before.filter(|_| self.is_resumed && !self.was_too_long);
         before.unwrap_or(self.settings.context_tokens)
@@ -56,9 +76,9 @@ impl Turns<'_> {
         self.run.session().bytes().saturating_add(pending) > self.run.most_bytes()
     }
 
-    /// Makes the conversation smaller, without its oldest images; and shorter if it `is_long`, or if that is not enough. What
-    /// is pending is a part of it.
-    pub(super) async fn compact(&mut self, is_long: bool) -> Result<(), RunError> {
+    /// Makes the conversation smaller, without its oldest images; and shorter if it is too long, or if that is not enough. What
+    /// is pending is a part of it. What stays is written for the head that the settings make now.
+    pub(super) async fn compact(&mut self, due: Due<'_>) -> Result<(), RunError> {
         let (began, since) = (SystemTime::now(), Instant::now());
         let transcript = self.transcript();
         let Some(head) = transcript.head().cloned() else { return Ok(()) };
@@ -67,14 +87,15 @@ impl Turns<'_> {
         let most_bytes = most_after(self.run.most_bytes());
         let messages = without_images(transcript.messages(), most_bytes);
         let new_head = self::head(self.settings, &head.model, &self.offered);
-        let (after, summary_tokens) = if is_long || bytes(&messages) > most_bytes {
-            self.shortened(&head, &new_head, messages, most_bytes as u64 / BYTES_PER_TOKEN).await?
+        let messages = anew(new_head.wire, messages.iter().map(|message| (head.wire, message)));
+        let (after, summary_tokens) = if !matches!(due, Due::Large) || bytes(&messages) > most_bytes {
+            self.shortened(&new_head, messages, most_bytes as u64 / BYTES_PER_TOKEN, due).await?
         } else {
-            (without_thinking(head.wire, &messages), 0)
+            (messages, 0)
         };
         let used = (iterations, tokens.saturating_add(summary_tokens));
         let mut context_window = vec![new_head.entry()];
-        context_window.extend(with_record(head.wire, after));
+        context_window.extend(with_record(new_head.wire, after));
         context_window.push(JobMark::go_on(self.job_id(), used, said, self.share()).entry());
         let delta = Delta { context_window, replace_context: true, ..Delta::default() };
         self.run.checkpoint(delta).await.map_err(|stop| self.refused(stop))?;
@@ -110,37 +131,71 @@ impl Turns<'_> {
     async fn shortened(
         &self,
         head: &Head,
-        new_head: &Head,
         messages: Vec<Json>,
         most: u64,
+        due: Due<'_>,
     ) -> Result<(Vec<Json>, u64), RunError> {
         let (share, before) = (self.share(), self.tokens());
         let quarter = share.min(before).min(most) / 4;
-        let (mut after, mut used) = (None, 0);
-        if let Some(plan) = Plan::new(head, &messages, quarter) {
-            let request = || plan.request(&head.model, share, self.settings.max_output_tokens);
-            match self.asked(head.wire, &head.model, &request).await {
-                Ok(Asked { answer, .. }) if !answer.text.is_empty() && answer.stop != StopReason::Refusal => {
-                    used = answer.tokens.input.saturating_add(answer.tokens.output);
-                    after = Some(plan.with_summary(&answer.text));
-                }
-                Ok(_) => tracing::warn!("a summary says nothing: the oldest outputs go instead"),
-                Err(Unasked::HandBack) => return Err(Stop::Drain.into()),
-                Err(Unasked::Fault(fault @ Fault::Spent(_))) if !self.settings.degrades => {
-                    failed(&head.model, fault)?;
-                }
-                Err(Unasked::Fault(fault)) => {
-                    tracing::warn!(cause = ?fault, "a summary failed: the oldest outputs go instead");
-                }
+        let (summarised, used) = match Plan::new(head, &messages, quarter) {
+            Some(plan) => {
+                let (summary, used) = self.summary(&plan, &head.model, &due).await?;
+                (summary.map(|(summary, is_cut)| plan.with_summary(&summary, is_cut)), used)
             }
-        }
-        let after = after.unwrap_or(messages);
-        let Some(after) = without_outputs(new_head, &after, quarter * 3) else {
+            None => (None, 0),
+        };
+        let after = summarised.unwrap_or(messages);
+        let shorter = without_outputs(head, &after, quarter * 3);
+        // A conversation that is compacted only for its new head fits the window without that as well.
+        let as_it_is = || match &due {
+            Due::NewHead { .. } => without_outputs(head, &after, share.min(most)),
+            Due::Long | Due::Large => None,
+        };
+        let Some(after) = shorter.or_else(as_it_is) else {
             return Err(self.overflow(&format!(
                 "the conversation has some {before} tokens in {} bytes and cannot be made shorter",
                 bytes(&after)
             )));
         };
         Ok((after, used))
+    }
+
+    /// Returns a summary, if there is one, with whether it was cut at its limit, and the tokens that were used for it. Where the head changes, the model before is
+    /// asked first, as long as the agent has it: it has answered in this session. It has one try, because another follows.
+    async fn summary(
+        &self,
+        plan: &Plan,
+        model: &str,
+        due: &Due<'_>,
+    ) -> Result<(Option<(String, bool)>, u64), RunError> {
+        let last = match due {
+            Due::NewHead { last } if self.settings.models.iter().any(|model| model == last) => Some(*last),
+            _ => None,
+        };
+        let last = last.filter(|last| *last != model).map(|last| (last, Tries::once()));
+        let mut used = 0_u64;
+        for (asked, tries) in last.into_iter().chain([(model, Tries::default())]) {
+            let wire = self.settings.wire(asked);
+            let request = || plan.request((wire, asked), self.share(), self.settings.max_output_tokens);
+            match self.asked(wire, asked, tries, &request).await {
+                Ok(Asked { answer, .. }) => {
+                    used = used.saturating_add(answer.tokens.input).saturating_add(answer.tokens.output);
+                    if !answer.text.is_empty() && answer.stop != StopReason::Refusal {
+                        let is_cut = answer.stop == StopReason::OutputLimit;
+                        return Ok((Some((answer.text, is_cut)), used));
+                    }
+                    tracing::warn!(model = asked, "a summary says nothing");
+                }
+                Err(Unasked::HandBack) => return Err(Stop::Drain.into()),
+                Err(Unasked::Fault(fault @ Fault::Spent(_))) if asked == model && !self.settings.degrades => {
+                    failed(asked, fault)?;
+                }
+                Err(Unasked::Fault(fault)) => {
+                    tracing::warn!(model = asked, cause = ?fault, "a summary failed");
+                }
+            }
+        }
+        tracing::warn!("there is no summary: the oldest outputs go instead");
+        Ok((None, used))
     }
 }

@@ -24,7 +24,7 @@ pub fn script() -> Script {
 }
 
 /// Returns a body without what closes it.
-fn open_ended(body: &str) -> &str {
+pub fn open_ended(body: &str) -> &str {
     body.strip_suffix("]}").expect("messages come last")
 }
 

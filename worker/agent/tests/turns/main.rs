@@ -2,10 +2,13 @@
 //! after a kill at any moment.
 
 mod provider;
+mod refused;
 mod world;
 
 mod kills;
 mod faults;
 mod bounds;
+mod heads;
 mod persons;
+mod results;
 mod stops;

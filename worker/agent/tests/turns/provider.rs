@@ -1,14 +1,16 @@
 //! A provider of all wires. What it answers depends on the request alone: on how many answers are in it.
 //!
-//! It refuses what the real ones refuse: a call without its result, a message without content, a request without a limit.
+//! It refuses what the real ones refuse: a call without its result, a message without content, a request without a limit, signed
+//! thinking behind anything else than what it was thought behind, a message of another wire.
 
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -16,6 +18,7 @@ use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::refused;
 use crate::world::{Points, Speaks};
 
 /// What goes wrong with one request.
@@ -64,6 +67,7 @@ impl Provider {
             .route("/v1/messages", post(|state, body| answer(state, body, Speaks::Messages)))
             .route("/v1/chat/completions", post(|state, body| answer(state, body, Speaks::Chat)))
             .route("/v1/responses", post(|state, body| answer(state, body, Speaks::Responses)))
+            .layer(DefaultBodyLimit::disable())
             .with_state(state.clone());
         tokio::spawn(async move { axum::serve(listener, routes).await.expect("served") });
         Provider { addr, state }
@@ -111,7 +115,7 @@ async fn answer(State(state): State<Arc<State_>>, body: String, speaks: Speaks) 
     let model = request["model"].as_str().expect("a text").to_owned();
     let input = (body.len() as u64).div_ceil(4);
     let mut events = match speaks {
-        Speaks::Messages => messages(at, &model, input, &turn),
+        Speaks::Messages => messages(at, &model, &signature(&request, usize::MAX), input, &turn),
         Speaks::Chat => chat(&model, input, &turn),
         Speaks::Responses => responses(at, &model, input, &turn),
     };
@@ -164,7 +168,7 @@ fn check_messages(request: &Value) -> Result<(), String> {
         return Err("messages: first message must use the user role".to_owned());
     }
     let mut open: Vec<&Value> = Vec::new();
-    for message in messages {
+    for (at, message) in messages.iter().enumerate() {
         let blocks = message["content"].as_array().filter(|blocks| !blocks.is_empty());
         let blocks = blocks.ok_or("messages: content must be non-empty")?;
         if !open.is_empty() {
@@ -175,12 +179,15 @@ fn check_messages(request: &Value) -> Result<(), String> {
         }
         open = blocks.iter().filter(|block| block["type"] == "tool_use").map(|block| &block["id"]).collect();
         for block in blocks.iter().filter(|block| block["type"] == "thinking") {
-            if block["signature"] != format!("signed by {}", request["model"].as_str().expect("a text")) {
+            if block["signature"] != signature(request, at) {
                 return Err("Invalid `signature` in `thinking` block".to_owned());
             }
         }
     }
-    if open.is_empty() { Ok(()) } else { Err("tool_use without tool_result".to_owned()) }
+    if !open.is_empty() {
+        return Err("tool_use without tool_result".to_owned());
+    }
+    refused::of_messages(request)
 }
 
 fn check_chat(request: &Value) -> Result<(), String> {
@@ -189,6 +196,9 @@ fn check_chat(request: &Value) -> Result<(), String> {
     }
     let mut open: Vec<&Value> = Vec::new();
     for message in request["messages"].as_array().ok_or("messages")? {
+        if !["system", "user", "assistant", "tool"].contains(&message["role"].as_str().unwrap_or_default()) {
+            return Err(format!("a message of another wire: {message}"));
+        }
         if message["role"] == "tool" {
             open.retain(|id| **id != message["tool_call_id"]);
         } else if !open.is_empty() {
@@ -224,6 +234,9 @@ fn check_responses(request: &Value) -> Result<(), String> {
                 if next["type"] == "function_call_output" || next["role"] == "user" {
                     return Err("without its required following item".to_owned());
                 }
+            }
+            _ if item["role"] == "tool" || item.get("tool_calls").is_some() => {
+                return Err(format!("an item of another wire: {item}"));
             }
             _ => {}
         }
@@ -270,13 +283,22 @@ fn responses(at: usize, model: &str, input: u64, turn: &Turn) -> Vec<String> {
     named.map(|(name, event)| format!("event: {name}\ndata: {event}\n\n")).collect()
 }
 
-fn messages(at: usize, model: &str, input: u64, turn: &Turn) -> Vec<String> {
+/// Signs thinking for its model and all that stands before the message at this place.
+fn signature(request: &Value, at: usize) -> String {
+    let before = request["messages"].as_array().expect("a list").iter().take(at);
+    let mut sum = DefaultHasher::new();
+    format!("{}{}", request["system"], request["tools"]).hash(&mut sum);
+    before.for_each(|message| message.to_string().hash(&mut sum));
+    format!("{} {:x}", sealed(request["model"].as_str().expect("a text")), sum.finish())
+}
+
+fn messages(at: usize, model: &str, signature: &str, input: u64, turn: &Turn) -> Vec<String> {
     let mut events = vec![
         json!({"type": "message_start", "message": {"model": model, "usage": {"input_tokens": input, "output_tokens": 1}}}),
         json!({"type": "content_block_start", "index": 0,
             "content_block": {"type": "thinking", "thinking": "", "signature": ""}}),
         json!({"type": "content_block_delta", "index": 0,
-            "delta": {"type": "signature_delta", "signature": format!("signed by {model}")}}),
+            "delta": {"type": "signature_delta", "signature": signature}}),
         json!({"type": "content_block_stop", "index": 0}),
     ];
     let reason = match turn {

@@ -11,10 +11,10 @@ use harness::{
     CallId, ClosedInput, Delta, Event, Harness, IsDurable, Journal, Meter, Parts, Run, RunError, Session,
     Stop, Stopper, Task, Usage,
 };
-use job::{Json, Usd};
+use job::Json;
 use model::{
-    Answer, Attempt, Call as ModelCall, Gateway, GatewaySettings, Given, HostedCaps, Ledger, Opened, Outcome,
-    Prices, Purchase, RequestKey, Reserve, Settlement, Unavailable, Upstream,
+    Answer, Attempt, Call as ModelCall, Checkpoints, Gateway, GatewaySettings, Given, HostedCaps, Ledger,
+    Opened, Outcome, Prices, Purchase, RequestKey, Reserve, Settlement, Unavailable, Upstream, WithoutRoom,
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -365,10 +365,17 @@ impl Ledger for OneAttempt {
         false
     }
 
-    fn note_spent(&self, _: Usd) {}
+    fn checkpoints(&self) -> Checkpoints {
+        let books = self.books.lock().expect("not poisoned");
+        let own = books.checkpoints.iter().filter(|(attempt, _)| *attempt == self.number);
+        let covering = own.map(|(_, ordinal)| *ordinal as u32 + 1).max().unwrap_or(0);
+        Checkpoints { written: self.written.load(Ordering::Relaxed) as u32, covering }
+    }
+
+    fn note_spent(&self, _: &WithoutRoom) {}
 
     async fn settle(&self, call: &ModelCall, settlement: Settlement) -> Result<(), Unavailable> {
-        let after = self.written.load(Ordering::Relaxed);
+        let after = settlement.after_checkpoints as usize;
         self.pass().await;
         if let Some(answer) = settlement.answer {
             self.books

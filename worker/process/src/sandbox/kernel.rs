@@ -9,6 +9,12 @@ use seccompiler::apply_filter;
 
 use super::{Network, filter};
 
+/// What it lacks where a program that is to reach one port reaches all.
+const PORTS: &str = "bounds of TCP ports (since Linux 6.7)";
+/// And what that means.
+pub(super) const ALL_PORTS: &str = "this kernel has no bounds of TCP ports (since Linux 6.7), so a program that may reach the \
+    gateway with network = \"gateway\" reaches every TCP port; network = \"none\" is kept on any kernel";
+
 /// What the kernel of this machine can keep of a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
@@ -28,11 +34,16 @@ impl Kernel {
                 landlock < ABI::V1,
                 "bounds of files, nor of reading other processes (Landlock, since Linux 5.13)",
             ),
-            (landlock < ABI::V4, "bounds of TCP ports (since Linux 6.7)"),
+            (landlock < ABI::V4, PORTS),
             (landlock < ABI::V6, "bounds of signals to other processes (since Linux 6.12)"),
             (!filters, "filter of system calls (seccomp)"),
         ];
         Kernel { lacks: lacking.into_iter().filter(|(lacks, _)| *lacks).map(|(_, what)| what).collect() }
+    }
+
+    /// Returns whether it bounds the TCP ports that a program reaches.
+    pub(super) fn bounds_ports(&self) -> bool {
+        !self.lacks.contains(&PORTS)
     }
 }
 
@@ -50,6 +61,24 @@ fn landlock() -> Result<ABI, RulesetError> {
 mod tests {
     use super::super::{Rules, Sandbox};
     use super::*;
+
+    #[test]
+    fn a_kernel_without_bounds_of_ports_is_noted_where_one_port_is_to_be_reached() {
+        use super::super::{Level, Online, SandboxConfig};
+
+        let (old, new) = (Kernel { lacks: vec![PORTS] }, Kernel { lacks: Vec::new() });
+        for (network, level, kernel, is_noted) in [
+            (Online::Gateway, Level::BestEffort, &old, true),
+            (Online::Gateway, Level::BestEffort, &new, false),
+            (Online::None, Level::BestEffort, &old, false),
+            (Online::All, Level::BestEffort, &old, false),
+            (Online::Gateway, Level::Off, &old, false),
+        ] {
+            let config = SandboxConfig { network, level, ..SandboxConfig::default() };
+            let note = config.note_on(kernel).unwrap_or_default();
+            assert_eq!(note.contains("reaches every TCP port"), is_noted, "{network:?}: {note}");
+        }
+    }
 
     #[test]
     fn a_kernel_that_lacks_nothing_takes_what_is_required() {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::kernel::{ALL_PORTS, Kernel};
 use super::{Files, Network, Rules, Sandbox};
 use crate::program::SettingError;
 
@@ -61,17 +62,25 @@ pub enum Online {
 }
 
 impl SandboxConfig {
-    /// Returns what is easily not expected of these settings, for people.
+    /// Returns what is easily not expected of these settings on this machine, for people.
     pub fn note(&self) -> Option<String> {
+        self.note_on(&Kernel::of_this_machine())
+    }
+
+    pub(super) fn note_on(&self, kernel: &Kernel) -> Option<String> {
         let network = match self.network {
             _ if self.level == Level::Off => return None,
             Online::All => return None,
             Online::Gateway => "gateway",
             Online::None => "none",
         };
+        let ports = match self.network {
+            Online::Gateway if !kernel.bounds_ports() => format!("; {ALL_PORTS}"),
+            _ => String::new(),
+        };
         Some(format!(
             "network = \"{network}\" allows no Unix sockets either; a program that needs one (a local database's, an ssh \
-             agent's, Docker's) needs network = \"all\""
+             agent's, Docker's) needs network = \"all\"{ports}"
         ))
     }
 

@@ -322,7 +322,9 @@ impl Server {
             let given = place.env.iter().filter(|(name, _)| program.gateway || is_no_secret(name));
             process.envs(given.map(|(name, value)| (name, value))).env("HARNESS_WORKSPACE", folder);
         }
-        let entry = enter(program.sandbox.as_ref(), folder, place.port).map_err(failed)?;
+        // One that is given no token has nothing to ask of the gateway.
+        let port = place.port.filter(|_| program.gateway);
+        let entry = enter(program.sandbox.as_ref(), folder, port).map_err(failed)?;
         let group = process::spawn(process, program.limits, entry).await.map_err(failed)?;
         Ok((group, own))
     }

@@ -8,3 +8,4 @@ mod files;
 mod servers;
 mod server_faults;
 mod http_servers;
+mod schemas;
