@@ -11,8 +11,9 @@ A job that was submitted is in the ledger: it has exactly one recorded end, what
 
 **Retries.** The client makes each job's id before its first try. So a try whose answer was lost can be repeated: the
 same job under the same id is accepted once. Connections that fail and answers that ask to come back (408, 429, 502,
-503, 504) are tried again for `retry_for_s`, with growing, jittered pauses that are never shorter than `Retry-After`.
-Then the last error is raised. To go on in another process, keep the ids that you made (`new_job_id`) and submit again.
+503, 504) are tried again for `retry_for_s` after the first failure, with growing, jittered pauses that are never
+shorter than `Retry-After`. Then the last error is raised. To go on in another process, keep the ids that you made
+(`new_job_id`) and submit again.
 
 Answers are plain dictionaries with the fields of `/docs`; `Job`, `Answer` and the others name them for type checkers.
 A client may be shared by threads. It follows no redirects and uses no proxy, and the key is sent in a header alone.
@@ -41,6 +42,8 @@ _WAIT_S = 45
 # A connection that lay idle for longer may have been closed by the other side: ours closes them after 75 s.
 _IDLE_S = 30.0
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+# The field of a sum for each thing that it can be taken by.
+_SPEND_FIELDS = {"day": "day", "agent": "agent_id", "user": "user_id", "model": "model", "job": "job_id"}
 
 
 class Failure(TypedDict, total=False):
@@ -85,11 +88,13 @@ class Job(TypedDict, total=False):
 
 
 class Question(TypedDict, total=False):
-    """What a job asks a person. `question` needs a key with the scope `content`."""
+    """What a job asks a person. `question` needs a key with the scope `content`; its size and SHA-256 do not."""
 
     call_id: str
     kind: str  # question or approval
     question: Any
+    question_bytes: int
+    question_sha256: str
     asked_at: str
     expires_at: str
 
@@ -124,7 +129,8 @@ class Spend(TypedDict, total=False):
 
 
 class Session(TypedDict, total=False):
-    """A session. The last three fields need a key with the scope `content`; lists have the first five."""
+    """A session. `memory`, `context_window` and `feature_progress` need a key with the scope `content`; their sizes and SHA-256
+    do not. Lists have the first five fields."""
 
     session_id: str
     agent_id: str
@@ -136,12 +142,18 @@ class Session(TypedDict, total=False):
     input_tokens: int
     output_tokens: int
     memory: Any
+    memory_bytes: int
+    memory_sha256: str
     context_window: Any
+    context_window_bytes: int
+    context_window_sha256: str
     feature_progress: Any
+    feature_progress_bytes: int
+    feature_progress_sha256: str
 
 
 class Schedule(TypedDict, total=False):
-    """A schedule. `job` needs a key with the scope `content`. Times are RFC 3339, UTC."""
+    """A schedule. `job` needs a key with the scope `content`; its size and SHA-256 do not. Times are RFC 3339, UTC."""
 
     name: str
     cron: str  # where it has an expression
@@ -152,6 +164,8 @@ class Schedule(TypedDict, total=False):
     within_ms: int
     overlap: str  # skip or on_busy
     job: Dict[str, Any]
+    job_bytes: int
+    job_sha256: str
     created_at: str
     paused_at: str  # while it does not fire
     next_at: str  # if an instant is left
@@ -236,8 +250,8 @@ class Client:
     ) -> None:
         """`url` is that of the API (else HARNESS_URL, else this machine's), `key` its key (else HARNESS_API_KEY).
 
-        `timeout_s` bounds each wait for the network, and `retry_for_s` all tries of a request. For an authority of
-        your own: `tls=ssl.create_default_context(cafile="ca.pem")`.
+        `timeout_s` bounds each wait for the network. A request is tried again until `retry_for_s` after its first
+        failure. For an authority of your own: `tls=ssl.create_default_context(cafile="ca.pem")`.
         """
         url = url or os.environ.get("HARNESS_URL") or "http://127.0.0.1:8080"
         parts = urlsplit(url)
@@ -281,16 +295,18 @@ class Client:
         failed: Optional[Exception] = None
         tries = _Tries(self._retry_for_s)
         while True:
-            size = sum(map(len, pending))
-            try:
-                for text in itertools.islice(texts, max(0, min(group, 10_000) - len(pending))):
-                    pending.append(text)
-                    size += len(text)
-                    if size >= 8 << 20:
-                        break
-            except Exception as error:
-                # What was read before is still sent. Nothing more can be read.
-                failed = error
+            if not pending:
+                # Not before what was read is accepted: `jobs` may take their time.
+                try:
+                    size = 0
+                    for text in itertools.islice(texts, max(0, min(group, 10_000))):
+                        pending.append(text)
+                        size += len(text)
+                        if size >= 8 << 20:
+                            break
+                except Exception as error:
+                    # What was read before is still sent. Nothing more can be read.
+                    failed = error
             if not pending:
                 if failed:
                     raise failed
@@ -358,6 +374,14 @@ class Client:
         not. Stop iterating whenever you like: the job goes on. To go on later, give the `id` of your last event.
         """
         tries = _Tries(self._retry_for_s, job_id)
+
+        def lines(stream: http.client.HTTPResponse) -> Iterator[bytes]:
+            nonlocal tries
+            for line in iter(stream.readline, b""):
+                # A comment counts, too: what breaks after it breaks for the first time.
+                tries = _Tries(self._retry_for_s, job_id)
+                yield line
+
         while True:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": last_event_id}
             # A comment comes every 15 s.
@@ -369,11 +393,10 @@ class Client:
                 if answer.status != 200:
                     pause_s = _retry_after(answer.headers["Retry-After"])
                     raise Problem(_document(answer, answer.read()))
-                for event in _events(iter(answer.readline, b"")):
+                for event in _events(lines(answer)):
                     if event.name == "retry":
                         pause_s = event.data / 1000
                         continue
-                    tries = _Tries(self._retry_for_s, job_id)
                     last_event_id = event.id or last_event_id
                     yield event._replace(id=last_event_id)
                     if event.name == "end":
@@ -441,10 +464,17 @@ class Client:
     def spend(self, *by: str, days: int = 1) -> List[Spend]:
         """Sums up what model calls have cost, by `day` (the default), `agent`, `user`, `model`, `job`, or several.
 
-        Of the last `days` days, today among them.
+        Of the last `days` days, today among them. The API looks at 10,000 rows at a time, so this may be many requests.
         """
-        query = urlencode({"by": ",".join(by) or "day", "days": days})
-        return cast(List[Spend], self._ask("GET", f"/v1/spend?{query}")["items"])
+        by = by or ("day",)
+        sums: Dict[Tuple[str, ...], Dict[str, Any]] = {}
+        for part in self._pages("/v1/spend", {"by": ",".join(by), "days": str(days)}, limit=None):
+            whole = sums.setdefault(tuple(part[_SPEND_FIELDS[name]] for name in by), part)
+            if whole is not part:
+                for name, value in part.items():
+                    if not isinstance(value, str):
+                        whole[name] = round(whole[name] + value, 6)
+        return [cast(Spend, sums[of]) for of in sorted(sums)]
 
     def make_schedule(self, name: str, job: Dict[str, Any], **fields: Any) -> Schedule:
         """Makes a schedule, which makes this job at each of its instants.
@@ -490,9 +520,10 @@ class Client:
             if left < 1:
                 time.sleep(max(0.0, min(left, 0.1)))
 
-    def _pages(self, path: str, filters: Mapping[str, Union[str, List[str], None]]) -> Iterator[Any]:
-        query = {name: value for name, value in filters.items() if value is not None}
-        query.setdefault("limit", "500")
+    def _pages(
+        self, path: str, filters: Mapping[str, Union[str, List[str], None]], limit: Optional[str] = "500"
+    ) -> Iterator[Any]:
+        query = {name: value for name, value in {"limit": limit, **filters}.items() if value is not None}
         while True:
             page = self._ask("GET", f"{path}?{urlencode(query, doseq=True)}")
             yield from page["items"]
@@ -587,13 +618,18 @@ class Client:
 
 
 class _Tries:
-    """The tries of one request: how long until the next one, and when it is enough."""
+    """The tries of one request: how long until the next one, and when it is enough. Their time begins with the first
+    failure, so what a good connection or a caller took before it does not count.
+    """
 
     def __init__(self, for_s: float, job_id: Optional[str] = None) -> None:
-        self._until, self._pause_s, self._job_id = time.monotonic() + for_s, _SHORTEST_PAUSE_S, job_id
+        self._for_s, self._pause_s, self._job_id = for_s, _SHORTEST_PAUSE_S, job_id
+        self._until: Optional[float] = None
 
     def pause(self, error: Exception, at_least_s: float) -> None:
         """Sleeps before the next try, or raises the error where that would be too late."""
+        if self._until is None:
+            self._until = time.monotonic() + self._for_s
         pause_s = at_least_s + random.uniform(0, self._pause_s)
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         if time.monotonic() + pause_s >= self._until:

@@ -32,7 +32,7 @@ struct Metrics {
     partitions_missing: IntGaugeVec,
     partitions_ahead: GaugeVec,
     dead_letters: IntGaugeVec,
-    oldest_queued: GaugeVec,
+    oldest: GaugeVec,
     workers: IntGaugeVec,
     queue_depth: IntGaugeVec,
     inbox_jobs: IntGaugeVec,
@@ -75,9 +75,9 @@ fn register() -> prometheus::Result<Metrics> {
             "Messages in harness.dead that wait for an operator",
             &[]
         )?,
-        oldest_queued: register_gauge_vec!(
+        oldest: register_gauge_vec!(
             "harness_backlog_age_seconds",
-            "How long the job that was queued first has waited in the pool's queue",
+            "How long the first job has waited that only waits for a slot: in the pool's queue, or in its line",
             &["pool"]
         )?,
         workers: register_int_gauge_vec!(
@@ -208,7 +208,7 @@ impl FleetGauges {
             forget([
                 &METRICS.relay_lag,
                 &METRICS.partitions_ahead,
-                &METRICS.oldest_queued,
+                &METRICS.oldest,
                 &METRICS.webhook_lag,
                 &METRICS.awaiting_input_age,
                 &METRICS.inbox_lag,
@@ -265,8 +265,9 @@ impl FleetGauges {
         METRICS.keys_shut.with_label_values::<&str>(&[]).set(shut.len() as i64);
         show_lines(&lines);
         self.keep_only(&pools);
-        for PoolGauges { pool, oldest_queued, alive, draining } in pools {
-            METRICS.oldest_queued.with_label_values(&[pool.as_str()]).set(oldest_queued.as_secs_f64());
+        for PoolGauges { pool, oldest_queued, oldest_in_line, alive, draining } in pools {
+            let oldest = oldest_queued.max(oldest_in_line);
+            METRICS.oldest.with_label_values(&[pool.as_str()]).set(oldest.as_secs_f64());
             METRICS.workers.with_label_values(&[pool.as_str(), "alive"]).set(alive);
             METRICS.workers.with_label_values(&[pool.as_str(), "draining"]).set(draining);
         }
@@ -302,7 +303,7 @@ impl FleetGauges {
         let present: BTreeSet<Name> = pools.iter().map(|reading| reading.pool.clone()).collect();
         for gone in self.pools.difference(&present) {
             // An error means that the member does not exist, which is fine.
-            let _ = METRICS.oldest_queued.remove_label_values(&[gone.as_str()]);
+            let _ = METRICS.oldest.remove_label_values(&[gone.as_str()]);
             for state in ["alive", "draining"] {
                 let _ = METRICS.workers.remove_label_values(&[gone.as_str(), state]);
             }

@@ -9,8 +9,10 @@
 //! registered first, and what it follows is read after that, so that no change is missed in between. A follower that
 //! does not keep up is cut off.
 //!
-//! No follower holds up the others. A question is bounded in topics, in ends and in bytes; what is left comes behind
-//! what the others wait for. Topics that could not be read together are read one by one, beside all others, until they
+//! No follower holds up the others. A question is bounded in topics, in announced jobs, in ends and in bytes, and streams
+//! that catch up share its ends; what is left comes behind what the others wait for. Each question takes some of what is
+//! due and some of the rest, so that neither waits for the other. An end that all followers of a topic have is not read
+//! again. Topics that could not be read together are read one by one, beside all others, until they
 //! can be read; a topic that still cannot be read is given up, and its followers know that.
 //!
 //! What waits for followers is bounded: 1 MiB for each, and 64 MiB for all ([`topics::HELD`]). Beside that, a stream

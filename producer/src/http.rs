@@ -29,6 +29,7 @@ mod inputs;
 mod batch;
 mod limit_keys;
 mod lists;
+mod sessions;
 mod spend;
 mod removal;
 mod events;

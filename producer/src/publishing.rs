@@ -1,7 +1,8 @@
 //! Publishing behind the answer: a caller that has its 202 waits for no broker.
 //!
-//! The row is what was promised. What is not published here, because the broker is away or too much waits already,
-//! stays `publishing` in the ledger, and a relay publishes it seconds later. So this has bounds and no retries.
+//! The row is what was promised. What is not published here, because the broker is away, comes due again in a second, for a relay
+//! that has one: until then it would stand in the way of others in its pool's line. Where too much waits already it stays
+//! `publishing` in the ledger, and comes due later. So this has bounds and no retries.
 //!
 //! Nothing waits for the note that the broker has confirmed a job. So it is written a moment later, for many jobs at a
 //! time, and most jobs that a worker could take at once have begun by then: they need no note, and no change of them is
@@ -76,8 +77,9 @@ impl Publisher {
                 (count > 0).then_some(slot)
             };
             let Some(Some(slot)) = end.run_until_cancelled(next).await else { break };
-            // Without a broker a publish would wait for one. The rows are found later.
+            // Without a broker a publish would wait for one.
             if self.dispatch.broker.held_up().is_some() {
+                let _ = answers.send(unsent(&group)).await;
                 continue;
             }
             let (dispatch, answers) = (self.dispatch.clone(), answers.clone());
@@ -92,7 +94,9 @@ impl Publisher {
             rest.push(submitted);
         }
         let last = async {
-            if !rest.is_empty() && self.dispatch.broker.held_up().is_none() {
+            if self.dispatch.broker.held_up().is_some() {
+                let _ = answers.send(unsent(&rest)).await;
+            } else if !rest.is_empty() {
                 publish(&self.dispatch, rest, &answers).await;
             }
             drop(answers);
@@ -109,6 +113,12 @@ async fn publish(dispatch: &Dispatch, group: Vec<Held<Submitted>>, answers: &mps
         group.into_iter().map(|held| (held.entry, held.room)).unzip();
     // It is received until all senders are gone.
     let _ = answers.send(submit::send(dispatch, group).await).await;
+}
+
+/// None of these was sent.
+fn unsent(group: &[Held<Submitted>]) -> Sent {
+    let jobs = group.iter().flat_map(|held| held.entry.due());
+    Sent { confirmed: Vec::new(), refused: jobs.collect() }
 }
 
 /// Notes the broker's answers until nothing more comes.

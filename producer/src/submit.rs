@@ -169,6 +169,11 @@ impl NewJob {
 }
 
 impl Submitted {
+    /// The jobs that still have to be published.
+    pub fn due(&self) -> impl Iterator<Item = JobId> {
+        self.due.iter().map(|job| job.job_id)
+    }
+
     /// The size of the messages that still have to be published.
     pub fn bytes(&self) -> usize {
         self.due.iter().map(|job| job.message.len()).sum()

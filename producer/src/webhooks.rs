@@ -2,12 +2,14 @@
 //!
 //! The ledger has a delivery for each end, written with it. Here is how one is sent: to an address that was checked
 //! (`address`), signed (`signature`), with the end as the API shows it (`event`), by the one producer that leads
-//! (`sending`). Workers send nothing: they hold the fleet's work, and need no way out to the internet.
+//! (`sending`), with a bound for what is under way (`bytes`). Workers send nothing: they hold the fleet's work, and need no
+//! way out to the internet.
 
 mod address;
 mod signature;
 mod client;
 mod event;
+mod bytes;
 mod endpoint;
 mod sending;
 

@@ -31,7 +31,7 @@ impl Client {
         Ok(Client { api: Api::new(url, key, authorities)? })
     }
 
-    /// Tries each request again for so long, instead of a minute.
+    /// Tries each request again for so long after its first failure, instead of a minute.
     pub fn retrying_for(mut self, retry_for: Duration) -> Client {
         self.api.retry_for = retry_for;
         self

@@ -1,11 +1,14 @@
 //! Following a job: its events as they come, over connections that are renewed until its end.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{BoxStream, Stream, StreamExt, try_unfold};
+use futures::stream::{BoxStream, Stream, StreamExt, try_unfold, unfold};
 use job::{JobId, JobState, Json, Usd};
+use reqwest::Response;
 use reqwest::header::RETRY_AFTER;
 use serde::Deserialize;
 use sse_stream::{Sse, SseByteStream};
@@ -15,9 +18,6 @@ use crate::client::{Client, of};
 use crate::error::{Error, Problem};
 use crate::tries::{Tries, is_retried, retry_after};
 use crate::view::{Job, said};
-
-/// A comment comes every 15 s.
-const SILENT: Duration = Duration::from_secs(45);
 
 /// What happens to a job.
 #[derive(Clone, Debug)]
@@ -65,6 +65,10 @@ pub struct IterationEvent {
     /// What they changed in `feature_progress`, a JSON merge patch; for keys with the scope `content`.
     #[serde(default, deserialize_with = "said")]
     pub progress: Option<Json>,
+    /// The size of that patch.
+    pub progress_bytes: Option<u64>,
+    /// The SHA-256 of that patch, in hexadecimal.
+    pub progress_sha256: Option<String>,
 }
 
 /// What a job's harness shows beside its text.
@@ -91,6 +95,8 @@ struct Following {
     job_id: JobId,
     id: String,
     lines: Option<Lines>,
+    /// Whether anything came since the last failure. Comments count as well, though they are no events.
+    heard: Arc<AtomicBool>,
     tries: Tries,
     /// How long the API asks to wait before the next connection.
     pause: Duration,
@@ -124,7 +130,8 @@ impl Client {
     ) -> impl Stream<Item = Result<Followed, Error>> + use<> {
         let tries = Tries::begin(self.api.retry_for);
         let (client, id, pause) = (self.clone(), id.to_owned(), Duration::ZERO);
-        let following = Following { client, job_id, id, lines: None, tries, pause, over: false };
+        let (lines, heard) = (None, Arc::default());
+        let following = Following { client, job_id, id, lines, heard, tries, pause, over: false };
         try_unfold(following, async |mut following| {
             Ok(following.next().await?.map(|followed| (followed, following)))
         })
@@ -138,15 +145,18 @@ impl Following {
                 self.connect().await?;
                 continue;
             };
-            match timeout(SILENT, lines.next()).await {
-                Ok(Some(Ok(sse))) => {
+            match lines.next().await {
+                Some(Ok(sse)) => {
                     if let Some(followed) = self.read(sse)? {
                         return Ok(Some(followed));
                     }
                 }
                 // It was cut off, or is silent.
-                Ok(Some(Err(_)) | None) | Err(_) => {
+                Some(Err(_)) | None => {
                     self.lines = None;
+                    if self.heard.swap(false, Ordering::Relaxed) {
+                        self.tries = Tries::begin(self.client.api.retry_for);
+                    }
                     let pause = std::mem::take(&mut self.pause);
                     self.tries.pause(self.client.api.cut_off(), pause).await?;
                 }
@@ -158,7 +168,8 @@ impl Following {
     async fn connect(&mut self) -> Result<(), Error> {
         let (error, pause) = match self.client.api.stream(&of(self.job_id, "/events"), &self.id).await {
             Ok(answer) if answer.status().is_success() => {
-                self.lines = Some(Box::pin(SseByteStream::new(answer.bytes_stream().boxed())));
+                let bytes = bytes(answer, self.heard.clone(), self.client.api.silent);
+                self.lines = Some(Box::pin(SseByteStream::new(bytes)));
                 return Ok(());
             }
             Ok(answer) => {
@@ -185,7 +196,6 @@ impl Following {
             self.id = id;
         }
         let Some(data) = sse.data else { return Ok(None) };
-        self.tries = Tries::begin(self.client.api.retry_for);
         let api = &self.client.api;
         let event = match sse.event.as_deref() {
             Some("state") => Event::State(api.read(data.as_bytes())?),
@@ -200,5 +210,83 @@ impl Following {
             Some(_) | None => return Ok(None),
         };
         Ok(Some(Followed { id: self.id.clone(), event }))
+    }
+}
+
+/// The bytes of a stream, which ends when none came for this long. Comments are seen only here: the decoder drops them.
+fn bytes(
+    answer: Response,
+    heard: Arc<AtomicBool>,
+    silent: Duration,
+) -> BoxStream<'static, reqwest::Result<Bytes>> {
+    let reading = unfold(answer.bytes_stream().boxed(), move |mut bytes| {
+        let heard = heard.clone();
+        async move {
+            let piece = timeout(silent, bytes.next()).await.ok()??;
+            heard.fetch_or(piece.is_ok(), Ordering::Relaxed);
+            Some((piece, bytes))
+        }
+    });
+    reading.boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use futures::TryStreamExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// How long a stream may be silent here.
+    const SILENT: Duration = Duration::from_millis(400);
+
+    async fn say(stream: &mut TcpStream, text: &str) {
+        // The client may be gone.
+        let _ = stream.write_all(text.as_bytes()).await;
+    }
+
+    /// Follows a job on a server whose first connection says something, and then nothing but comments until the end, or
+    /// nothing at all. Returns the ids that were seen, and how many connections there were.
+    async fn followed(comments: bool) -> (Vec<String>, usize) {
+        let job_id = JobId::now();
+        let end = format!("event: end\ndata: {{\"job_id\":\"{job_id}\",\"state\":\"succeeded\"}}\nid: 2\n\n");
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = connections.clone();
+        tokio::spawn(async move {
+            let mut silent = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let is_first = counted.fetch_add(1, Ordering::Relaxed) == 0;
+                let _ = stream.read(&mut vec![0; 4_096]).await;
+                say(&mut stream, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n").await;
+                if is_first {
+                    say(&mut stream, "event: text\ndata: {\"text\":\"a\"}\nid: 1\n\n").await;
+                }
+                for _ in 0..if is_first && comments { 20 } else { 0 } {
+                    sleep(SILENT / 8).await;
+                    say(&mut stream, ":\n\n").await;
+                }
+                if comments || !is_first {
+                    say(&mut stream, &end).await;
+                }
+                silent.push(stream);
+            }
+        });
+        let mut client = Client::new(&url, None).unwrap();
+        client.api.silent = SILENT;
+        let events: Vec<Followed> = client.follow(job_id).try_collect().await.unwrap();
+        (events.into_iter().map(|followed| followed.id).collect(), connections.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_silent_without_any_byte_and_not_with_comments_alone() {
+        let ids = || vec!["1".to_owned(), "2".to_owned()];
+        assert_eq!(followed(true).await, (ids(), 1));
+        assert_eq!(followed(false).await, (ids(), 2));
     }
 }

@@ -1,8 +1,9 @@
 //! Lists, as streams that read page after page.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::pin;
 
-use futures::stream::{Stream, try_unfold};
+use futures::stream::{Stream, TryStreamExt, try_unfold};
 use job::{JobState, Label, Name};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -73,6 +74,16 @@ impl SpendBy {
             SpendBy::User => "user",
             SpendBy::Model => "model",
             SpendBy::Job => "job",
+        }
+    }
+
+    fn of(self, entry: &SpendEntry) -> Option<String> {
+        match self {
+            SpendBy::Day => entry.day.clone(),
+            SpendBy::Agent => entry.agent_id.clone(),
+            SpendBy::User => entry.user_id.clone(),
+            SpendBy::Model => entry.model.clone(),
+            SpendBy::Job => entry.job_id.clone(),
         }
     }
 }
@@ -150,13 +161,22 @@ impl Client {
         self.pages("/v1/sessions", filter.query(at_a_time))
     }
 
-    /// Sums up what model calls have cost in the last days, today among them; by day, if nothing is named.
+    /// Sums up what model calls have cost in the last days, today among them; by day, if nothing is named. The API looks at
+    /// 10,000 rows at a time, so this may be many requests.
     pub async fn spend(&self, by: &[SpendBy], days: u32) -> Result<Vec<SpendEntry>, Error> {
         let by = if by.is_empty() { &[SpendBy::Day] } else { by };
-        let by: Vec<&str> = by.iter().map(|by| by.as_str()).collect();
-        let query = [("by", by.join(",")), ("days", days.to_string())];
-        let page: Page<SpendEntry> = self.api.ask(Ask::get(&asked("/v1/spend", &query, None))).await?;
-        Ok(page.items)
+        let names: Vec<&str> = by.iter().map(|by| by.as_str()).collect();
+        let query = vec![("by", names.join(",")), ("days", days.to_string())];
+        let mut parts = pin!(self.pages::<SpendEntry>("/v1/spend", query));
+        let mut sums = BTreeMap::<Vec<Option<String>>, SpendEntry>::new();
+        while let Some(part) = parts.try_next().await? {
+            let of = by.iter().map(|by| by.of(&part)).collect();
+            match sums.get_mut(&of) {
+                Some(sum) => sum.add(&part),
+                None => drop(sums.insert(of, part)),
+            }
+        }
+        Ok(sums.into_values().collect())
     }
 
     pub(crate) fn pages<T: DeserializeOwned>(

@@ -94,6 +94,10 @@ pub struct Schedule {
     pub overlap: String,
     /// The job of each instant; for keys with the scope `content`.
     pub job: Option<Json>,
+    /// The size of that job.
+    pub job_bytes: Option<u64>,
+    /// The SHA-256 of that job, in hexadecimal.
+    pub job_sha256: Option<String>,
     /// When it was made.
     pub created_at: String,
     /// Since when it does not fire.

@@ -22,6 +22,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// The same for a body of some megabytes.
 const BATCH_WITHIN: Duration = Duration::from_secs(150);
+/// How long a stream may be silent: a comment comes every 15 s.
+const SILENT: Duration = Duration::from_secs(45);
 /// A connection that lay idle for longer may have been closed by the other side, which does so after 75 s.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -32,6 +34,8 @@ pub(crate) struct Api {
     base: Arc<str>,
     key: Option<HeaderValue>,
     pub(crate) retry_for: Duration,
+    /// After this time without a byte a stream counts as cut off.
+    pub(crate) silent: Duration,
 }
 
 /// A request.
@@ -85,7 +89,7 @@ impl Api {
             .no_proxy()
             .build()
             .map_err(|error| BadAddress::new("HARNESS_URL", error.to_string()))?;
-        Ok(Api { http, base: base.into(), key, retry_for: Duration::from_secs(60) })
+        Ok(Api { http, base: base.into(), key, retry_for: Duration::from_secs(60), silent: SILENT })
     }
 
     /// Sends a request until it is answered for good, and reads the answer.

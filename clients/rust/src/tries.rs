@@ -13,22 +13,25 @@ pub(crate) fn is_retried(status: u16) -> bool {
     matches!(status, 408 | 429 | 502 | 503 | 504)
 }
 
-/// The tries of one request.
+/// The tries of one request. Their time begins with the first failure, so what a good connection took before it does not
+/// count.
 pub(crate) struct Tries {
-    until: Instant,
+    retry_for: Duration,
+    until: Option<Instant>,
     failures: u32,
 }
 
 impl Tries {
     pub(crate) fn begin(retry_for: Duration) -> Tries {
-        Tries { until: Instant::now() + retry_for, failures: 0 }
+        Tries { retry_for, until: None, failures: 0 }
     }
 
     /// Sleeps before the next try; returns the error where that would be too late.
     pub(crate) async fn pause<E>(&mut self, error: E, at_least: Duration) -> Result<(), E> {
         self.failures += 1;
+        let until = *self.until.get_or_insert_with(|| Instant::now() + self.retry_for);
         let pause = at_least + BACKOFF.next_delay(self.failures, fastrand::f64());
-        if Instant::now() + pause >= self.until {
+        if Instant::now() + pause >= until {
             return Err(error);
         }
         sleep(pause).await;

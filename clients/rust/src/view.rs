@@ -77,6 +77,10 @@ pub struct Question {
     /// What the person is shown; for keys with the scope `content`.
     #[serde(default, deserialize_with = "said")]
     pub question: Option<Json>,
+    /// The size of what the person is shown.
+    pub question_bytes: Option<u64>,
+    /// The SHA-256 of what the person is shown, in hexadecimal.
+    pub question_sha256: Option<String>,
     /// RFC 3339, UTC.
     pub asked_at: String,
     /// When the job goes on without an answer: RFC 3339, UTC.
@@ -153,12 +157,24 @@ pub struct Session {
     pub input_tokens: i64,
     /// Tokens written in all.
     pub output_tokens: i64,
-    /// Its memory as of its last checkpoint; for keys with the scope `content`, like the next two.
+    /// Its memory as of its last checkpoint; for keys with the scope `content`, like its context and progress.
     pub memory: Option<serde_json::Value>,
+    /// The size of its memory.
+    pub memory_bytes: Option<u64>,
+    /// The SHA-256 of its memory, in hexadecimal.
+    pub memory_sha256: Option<String>,
     /// Its context as of its last checkpoint.
     pub context_window: Option<serde_json::Value>,
+    /// The size of its context.
+    pub context_window_bytes: Option<u64>,
+    /// The SHA-256 of its context, in hexadecimal.
+    pub context_window_sha256: Option<String>,
     /// Its progress as of its last checkpoint.
     pub feature_progress: Option<serde_json::Value>,
+    /// The size of its progress.
+    pub feature_progress_bytes: Option<u64>,
+    /// The SHA-256 of its progress, in hexadecimal.
+    pub feature_progress_sha256: Option<String>,
 }
 
 /// What was said may be `null`, which is not the same as not shown.
@@ -201,4 +217,18 @@ pub struct SpendEntry {
     pub cache_write_tokens: u64,
     /// Output.
     pub output_tokens: u64,
+}
+
+impl SpendEntry {
+    /// Adds other calls of the same.
+    pub(crate) fn add(&mut self, part: &SpendEntry) {
+        self.calls += part.calls;
+        self.cost_usd += part.cost_usd;
+        self.unknown_usd += part.unknown_usd;
+        self.held_usd += part.held_usd;
+        self.input_tokens += part.input_tokens;
+        self.cache_read_tokens += part.cache_read_tokens;
+        self.cache_write_tokens += part.cache_write_tokens;
+        self.output_tokens += part.output_tokens;
+    }
 }

@@ -27,8 +27,9 @@ pub struct DoorArgs {
     #[arg(long, env = "API_MAX_FOLLOWERS_PER_CALLER", default_value = "2500")]
     api_max_followers_per_caller: Setting<Bound>,
     /// The most bytes of bodies that are being read at a time, batches excluded, and of answers that wait for callers to
-    /// take them: with more, the answer is 503 `busy`. A tenant, and an address before its key is known, has a quarter of
-    /// each (429 `too_many_bodies`, `too_many_answers`)
+    /// take them: with more, the answer is 503 `busy`. A tenant has a quarter of each (429 `too_many_bodies`,
+    /// `too_many_answers`). Callers whose key is not known have an eighth of each together, and an address a quarter of
+    /// that
     #[arg(long, env = "API_MAX_BODY_BYTES", default_value = "268435456")]
     api_max_body_bytes: Setting<usize>,
     /// The most unfinished jobs in the ledger: with more, a submission is answered with 503 `backlog`; or none

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use job::{one_line, shown};
 use service::out;
-use store::{COUNTED_TO, FleetNow, PoolSeen, Store};
+use store::{COUNTED_TO, FleetNow, PoolNow, PoolSeen, Store};
 use tokio::time::sleep;
 
 use super::age::parse_age;
@@ -114,7 +114,7 @@ fn pools(now: &FleetNow) -> String {
             pool.running.to_string(),
             pool.slots.to_string(),
             counted(pool.queued),
-            pool.oldest_queued_s.map_or_else(|| "-".to_owned(), age),
+            oldest_of(pool).map_or_else(|| "-".to_owned(), age),
             counted(pool.due),
             counted(pool.later),
             counted(pool.blocked),
@@ -123,6 +123,13 @@ fn pools(now: &FleetNow) -> String {
         ]);
     }
     table.to_string()
+}
+
+/// How long the first job has waited that only waits for a slot, in seconds.
+fn oldest_of(pool: &PoolNow) -> Option<f64> {
+    let in_line =
+        pool.line.as_ref().filter(|seen| seen.could_run > 0).map(|seen| seen.oldest_ms as f64 / 1_000.0);
+    pool.oldest_queued_s.into_iter().chain(in_line).reduce(f64::max)
 }
 
 /// Such as "12 (2 high, 3 low)".

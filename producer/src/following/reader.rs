@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::topics::{Question, Reading};
+use super::topics::{ENDS, Question, Reading};
 use super::{Ended, Followed, Following, Missed, Seen};
 use crate::pulse::Pulse;
 
@@ -22,8 +22,7 @@ const EVERY_UNANNOUNCED: Duration = Duration::from_millis(500);
 const WINDOW: Duration = Duration::from_millis(10);
 /// The pause is at least as long as the question took: Postgres has other work as well.
 const REST: u32 = 1;
-/// The ends that one question reads at most, and about as many bytes of them. An end that comes first may be larger.
-const ENDS: i64 = 256;
+/// About so many bytes of ends are read by one question. An end that comes first may be larger.
 const ENDS_BYTES: i64 = 4 << 20;
 /// The bytes of checkpoints that it reads at most, as they are stored. One checkpoint may be larger.
 const STEPS_BYTES: i64 = 4 << 20;
@@ -170,12 +169,13 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
     for question in questions.iter().filter(|question| question.is_announced) {
         match &question.followed {
             Followed::Job(job_id) => announced.push(*job_id),
-            Followed::Session(_) => announced.extend(&question.known),
+            // The oldest first. Those that were live have hardly ever ended without being announced.
+            Followed::Session(_) => announced.extend(question.ended.iter().chain(&question.hinted)),
         }
     }
     let mut ended = Ends::default();
     let announced = ended.unasked(announced);
-    let found = store.live_and_ended(&jobs, &sessions, &announced, ENDS_BYTES, ENDS).await?;
+    let found = store.live_and_ended(&jobs, &sessions, &announced, ENDS_BYTES, ENDS as i64).await?;
     ended.add(found.ended);
     let live = found.live.into_iter().filter(|job| !ended.found.contains_key(&job.job_id));
     let live: HashMap<JobId, LiveJob> = live.map(|job| (job.job_id, job)).collect();
@@ -191,7 +191,8 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
             Followed::Job(id) => missing.extend(Some(*id).filter(|id| !live.contains_key(id))),
             Followed::Session(session) => {
                 let live = live_of.get(session).map(|of| of.live.as_slice()).unwrap_or_default();
-                missing.extend(question.known.iter().filter(|id| !live.iter().any(|job| job.job_id == **id)));
+                let known = question.live.iter().chain(&question.hinted);
+                missing.extend(known.filter(|id| !live.iter().any(|job| job.job_id == **id)));
             }
         }
     }
@@ -201,9 +202,8 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
     for (number, question) in questions.iter().enumerate() {
         if let Followed::Session(session) = &question.followed {
             let version = live_of.get(session).map_or(0, |of| of.version);
-            // What was counted long ago says nothing of what has come since. What was left by a reading is counted by it.
-            let since = if question.left == 0 { question.since } else { i64::MIN };
-            let known = ended.ended_since(session, since) as i64 - question.left as i64;
+            // What was counted long ago says nothing of what has come since.
+            let known = ended.not_counted(session, question) as i64;
             if question.version.is_none_or(|last| version - last > known) {
                 // As many as are certainly missing; unknown in a stream that goes on behind an earlier one.
                 let missing = question.version.map(|last| version - last - known);
@@ -212,11 +212,18 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
         }
     }
     let mut looks = vec![Look::Whole; questions.len()];
+    let mut later = vec![Vec::new(); questions.len()];
     if !unknown.is_empty() {
-        let mut found = look_for_ends(store, unknown, &mut looks).await?;
-        // The oldest of a session come first.
-        found.sort_unstable();
-        ended.read(store, found).await?;
+        let found = look_for_ends(store, unknown, &mut looks).await?;
+        let (share, mut first) = (ENDS / found.len().max(1), Vec::new());
+        for (number, mut jobs) in found {
+            // The oldest of a session come first. The next questions read the others.
+            jobs.retain(|job_id| !ended.asked.contains(job_id) && !questions[number].counts(*job_id));
+            jobs.sort_unstable();
+            later[number] = jobs.split_off(share.max(1).min(jobs.len()));
+            first.extend(jobs);
+        }
+        ended.read(store, first).await?;
     }
 
     let mut readings = Vec::with_capacity(questions.len());
@@ -225,13 +232,13 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
         let mut seen = Seen { at, ..Seen::default() };
         let (mut session, mut job_id, mut version) = (None, None, None);
         let mut since = at - COMMITTED_WITHIN_MS;
-        let left;
+        let mut left = std::mem::take(&mut later[number]);
         match &question.followed {
             Followed::Job(id) => {
                 job_id = Some(*id);
                 seen.live.extend(live.get(id).cloned());
                 let found = ended.found.get(id);
-                left = ended.take(found.map(|found| found.job_id).as_slice(), &mut seen.ended);
+                left.extend(ended.take(found.map(|found| found.job_id).as_slice(), &mut seen.ended));
                 let begun = seen.live.first().filter(|job| job.begun).map(|job| job.session.clone());
                 let worked = found.filter(|_| has_worked(&seen.ended));
                 session = begun.or_else(|| worked.map(|found| found.session.clone()));
@@ -245,7 +252,9 @@ async fn ask(store: &Store, at: i64, questions: &[Question]) -> Result<Vec<Readi
                     Look::Cut(missed) => seen.missed = missed,
                 }
                 seen.live = of.map(|of| of.live).unwrap_or_default();
-                left = ended.take(ended.of(key), &mut seen.ended);
+                let is_new = |job_id: &JobId| !question.shown.contains(job_id);
+                let found: Vec<JobId> = ended.of(key).iter().copied().filter(is_new).collect();
+                left.extend(ended.take(&found, &mut seen.ended));
                 if question.is_first || has_worked(&seen.ended) || seen.live.iter().any(|job| job.begun) {
                     session = Some(key.clone());
                 }
@@ -289,18 +298,18 @@ enum Look {
     Cut(Missed),
 }
 
-/// Returns the jobs of these sessions that have ended since their times, and notes how far each look has come.
+/// Returns for each question the jobs of its session that have ended since its time, and notes how far each look has come.
 async fn look_for_ends(
     store: &Store,
     unknown: Vec<Unknown>,
     looks: &mut [Look],
-) -> Result<Vec<JobId>, StoreError> {
+) -> Result<Vec<(usize, Vec<JobId>)>, StoreError> {
     let (mut found, mut through) = (Vec::new(), Vec::new());
     let of = |unknown: &[Unknown]| unknown.iter().map(|of| of.since.clone()).collect::<Vec<_>>();
     let newest = store.ended_since(&of(&unknown), NEWEST).await?;
     for (of, (ended, is_more)) in unknown.into_iter().zip(newest) {
         if !is_more {
-            found.extend(ended);
+            found.push((of.number, ended));
         } else if through.len() < LOOKED_THROUGH {
             through.push(of);
         } else {
@@ -318,7 +327,7 @@ async fn look_for_ends(
                     Some(_) => Look::Whole,
                 };
             }
-            found.extend(ended);
+            found.push((of.number, ended));
         }
     }
     Ok(found)
@@ -342,6 +351,8 @@ struct Ends {
 struct Found {
     job_id: JobId,
     session: SessionKey,
+    /// In milliseconds of the Unix epoch.
+    finished_ms: i64,
     /// `None` if it was left for the next reading.
     ended: Option<Ended>,
 }
@@ -354,7 +365,7 @@ impl Ends {
         if jobs.is_empty() {
             return Ok(());
         }
-        let (bytes, count) = (ENDS_BYTES - self.bytes, ENDS - self.count);
+        let (bytes, count) = (ENDS_BYTES - self.bytes, ENDS as i64 - self.count);
         self.add(store.ended_jobs(&jobs, bytes, count).await?);
         Ok(())
     }
@@ -372,14 +383,14 @@ impl Ends {
             }
             self.sessions.entry(session.clone()).or_default().push(job_id);
             let ended = view.map(|view| Ended { view: Arc::new(view), epoch, started_ms, finished_ms });
-            self.found.insert(job_id, Found { job_id, session, ended });
+            self.found.insert(job_id, Found { job_id, session, finished_ms, ended });
         }
     }
 
-    /// How many of a session were found that have ended since then, or whose end was not read.
-    fn ended_since(&self, session: &SessionKey, since: i64) -> usize {
+    /// How many of a session were found that have ended since the question's time, and that its version does not count.
+    fn not_counted(&self, session: &SessionKey, question: &Question) -> usize {
         let found = self.of(session).iter().filter_map(|job_id| self.found.get(job_id));
-        found.filter(|found| found.ended.as_ref().is_none_or(|ended| ended.finished_ms >= since)).count()
+        found.filter(|found| found.finished_ms >= question.since && !question.counts(found.job_id)).count()
     }
 
     /// All that were found of a session.

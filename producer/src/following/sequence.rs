@@ -269,7 +269,7 @@ impl Sequence {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use job::{SessionKey, Tenant, Usd};
 
     use super::*;
@@ -296,7 +296,7 @@ mod tests {
         Ended { epoch, started_ms: Some(started_ms), ..end(number, iterations) }
     }
 
-    fn end(number: u8, iterations: i64) -> Ended {
+    pub(in crate::following) fn end(number: u8, iterations: i64) -> Ended {
         let view = JobView {
             job_id: id(number),
             trace_id: id(number).into(),

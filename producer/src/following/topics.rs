@@ -1,6 +1,6 @@
 //! The list of what is followed, and by whom. It asks nothing itself.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,19 +13,20 @@ use super::mailbox::{Counted, Mailbox};
 use super::queue_of_topics::{TopicQueue, Turn};
 use super::{Ended, Followed, Missed, News, Seen, Wish};
 
+mod part;
 #[cfg(test)]
 mod tests;
 
-/// What is asked about at once: of what is due, and of the rest.
-const TOGETHER: usize = 256;
+pub(super) use part::{ENDS, Question};
+
 /// What waits for all followers, in bytes. Beyond it, those for which most waits are cut off.
 pub(super) const HELD: usize = 64 << 20;
-/// A topic that could not be read so many times, alone and while Postgres answered others, is given up.
-const TRIES_ALONE: u32 = 3;
 /// Topics that were given up and are remembered: a new follower of one is read apart from the others at once.
 const REMEMBERED: usize = 1_000;
 /// Jobs of a session that are remembered from announcements between two readings.
 const HINTED: usize = 256;
+/// Ends of a session that are remembered as shown.
+const SHOWN: usize = 256;
 
 #[derive(Default)]
 pub(super) struct Topics {
@@ -61,10 +62,13 @@ struct Topic {
     /// The jobs that were live, and a hash of their states. What was read is not kept: there are thousands of idle topics.
     live: Vec<JobId>,
     live_hash: u64,
-    /// Jobs of a session that were announced since, and ends that were left by the last reading.
+    /// Jobs of a session that were announced since.
     hinted: Vec<JobId>,
-    /// How many ends were left: `version` counts them already.
-    left: usize,
+    /// Ended jobs that are still to be read, the oldest first: `version` counts them already.
+    left: BTreeSet<JobId>,
+    /// The last ends of a session since `since` that all its followers have, and when they were: they are neither read nor
+    /// counted again.
+    shown: VecDeque<(JobId, i64)>,
     /// The session's version. `None` if ends since `since` are to be looked for.
     version: Option<i64>,
     since: i64,
@@ -77,6 +81,20 @@ struct Place {
     text: Option<u8>,
     key_id: String,
     stage: Stage,
+}
+
+impl Topic {
+    /// Remembers ends that are handed out.
+    fn remember(&mut self, ended: &[Ended]) {
+        self.shown.extend(ended.iter().map(|ended| (ended.view.job_id, ended.finished_ms)));
+        let many = self.shown.len().saturating_sub(SHOWN);
+        self.shown.drain(..many);
+        self.shown.retain(|(_, finished_ms)| *finished_ms >= self.since);
+        if self.shown.is_empty() {
+            // Thousands are idle.
+            self.shown = VecDeque::new();
+        }
+    }
 }
 
 impl Drop for Place {
@@ -94,22 +112,6 @@ enum Stage {
     Reading,
     /// It has what was read.
     Current,
-}
-
-/// What is asked about one topic.
-pub(super) struct Question {
-    pub(super) followed: Followed,
-    pub(super) behind: StepPlace,
-    /// Live when it was read last, or announced since.
-    pub(super) known: Vec<JobId>,
-    /// So many of these are ends that `version` counts already.
-    pub(super) left: usize,
-    pub(super) version: Option<i64>,
-    pub(super) since: i64,
-    /// Whether anyone has it read for the first time.
-    pub(super) is_first: bool,
-    /// Whether something has happened to it, as far as is known.
-    pub(super) is_announced: bool,
 }
 
 /// What was answered.
@@ -145,6 +147,7 @@ impl Topics {
         if let Some(since) = since {
             topic.since = if is_new { since } else { topic.since.min(since) };
             topic.version = None;
+            topic.shown.clear();
         }
         // Most are followed by one alone, and there are thousands. The second one makes room for more.
         if is_new {
@@ -215,8 +218,12 @@ impl Topics {
             self.make_due(&job);
             let session = Followed::Session(change.session().clone());
             if let Some(topic) = self.topics.get_mut(&session) {
-                if topic.hinted.len() < HINTED && !topic.hinted.contains(&change.job_id()) {
-                    topic.hinted.push(change.job_id());
+                let job_id = change.job_id();
+                if topic.shown.iter().any(|(shown, _)| *shown == job_id) || topic.left.contains(&job_id) {
+                    continue;
+                }
+                if topic.hinted.len() < HINTED && !topic.hinted.contains(&job_id) {
+                    topic.hinted.push(job_id);
                 }
                 is_followed = true;
                 self.make_due(&session);
@@ -276,89 +283,6 @@ impl Topics {
         self.cut_off_places(|_| true);
     }
 
-    /// Whether anything is to be read together.
-    pub(super) fn is_due(&self) -> bool {
-        !self.due.is_empty() || !self.sweep.is_empty()
-    }
-
-    /// Lets everything be read once.
-    pub(super) fn sweep(&mut self) {
-        if self.sweep.is_empty() {
-            self.sweep.extend(self.topics.keys().cloned());
-        }
-    }
-
-    /// Takes some of what is to be read. What was announced comes first.
-    pub(super) fn questions(&mut self) -> Vec<Question> {
-        let mut due: Vec<Followed> = std::iter::from_fn(|| self.due.pop()).take(TOGETHER).collect();
-        for followed in &due {
-            self.topics.get_mut(followed).into_iter().for_each(|topic| topic.turn = None);
-        }
-        let is_announced = !due.is_empty();
-        while due.is_empty() && !self.sweep.is_empty() {
-            let swept = self.sweep.split_off(self.sweep.len().saturating_sub(TOGETHER));
-            for followed in swept {
-                match self.topics.get(&followed).map(|topic| (topic.apart.is_some(), topic.has_more)) {
-                    Some((true, false)) => self.make_due(&followed),
-                    Some((false, false)) => due.push(followed),
-                    Some((_, true)) | None => {}
-                }
-            }
-        }
-        due.into_iter().filter_map(|followed| self.question(followed, is_announced)).collect()
-    }
-
-    /// Takes one of those that are read apart from the others.
-    pub(super) fn question_apart(&mut self) -> Option<Question> {
-        let followed = self.due_apart.pop()?;
-        self.topics.get_mut(&followed)?.turn = None;
-        self.question(followed, true)
-    }
-
-    fn question(&mut self, followed: Followed, is_announced: bool) -> Option<Question> {
-        let topic = self.topics.get_mut(&followed)?;
-        topic.has_more = false;
-        let mut is_first = false;
-        for place in topic.places.iter_mut().filter(|place| place.stage == Stage::New) {
-            place.stage = Stage::Reading;
-            is_first = true;
-        }
-        let mut known = topic.live.clone();
-        known.append(&mut topic.hinted);
-        known.sort_unstable();
-        known.dedup();
-        let left = std::mem::take(&mut topic.left);
-        let Topic { behind, version, since, .. } = **topic;
-        Some(Question { followed, behind, known, left, version, since, is_first, is_announced })
-    }
-
-    /// Makes them due again, because they could not be read. If Postgres answers others, each is read alone from now on;
-    /// one that cannot be read alone either, several times, is given up.
-    pub(super) fn unread(&mut self, questions: Vec<Question>, is_away: bool) {
-        for question in questions {
-            let followed = question.followed;
-            let Some(topic) = self.topics.get_mut(&followed) else { continue };
-            for place in topic.places.iter_mut().filter(|place| place.stage == Stage::Reading) {
-                place.stage = Stage::New;
-            }
-            topic.hinted.extend(question.known);
-            topic.left += question.left;
-            if !is_away {
-                // It may be due already, among the others.
-                if let Some(turn) = topic.turn.take_if(|_| topic.apart.is_none()) {
-                    self.due.remove(turn);
-                }
-                let tries = topic.apart.map_or(0, |tries| tries + 1);
-                topic.apart = Some(tries);
-                if tries >= TRIES_ALONE {
-                    self.give_up(&followed);
-                    continue;
-                }
-            }
-            self.make_due(&followed);
-        }
-    }
-
     /// Ends the followers of a topic that cannot be read.
     fn give_up(&mut self, followed: &Followed) {
         let Some(mut topic) = self.remove(followed) else { return };
@@ -379,7 +303,7 @@ impl Topics {
 
     /// Hands what was read to those to whom it is new.
     pub(super) fn hand_out(&mut self, question: Question, reading: Reading) {
-        let Question { followed, behind, .. } = question;
+        let Question { followed, behind, left: mut rest, .. } = question;
         let Reading { mut seen, version, since, left, more_steps, looks_later } = reading;
         self.given_up.remove(&followed);
         let Some(topic) = self.topics.get_mut(&followed) else { return };
@@ -391,15 +315,17 @@ impl Topics {
                 topic.turn = Some(self.due.push(followed.clone()));
             }
         }
-        // An end comes behind the last checkpoint.
-        let mut is_more = looks_later || !left.is_empty();
-        topic.left += left.len();
-        topic.hinted.extend(left);
-        if more_steps || seen.steps.len() >= STEPS {
-            is_more = true;
-            topic.left += seen.ended.len();
-            topic.hinted.extend(seen.ended.drain(..).map(|ended| ended.view.job_id));
+        rest.extend(left);
+        for ended in &seen.ended {
+            rest.remove(&ended.view.job_id);
         }
+        // An end comes behind the last checkpoint, and behind those of older jobs.
+        let more_steps = more_steps || seen.steps.len() >= STEPS;
+        let first = rest.first().copied();
+        let waits = |ended: &mut Ended| more_steps || first.is_some_and(|first| first < ended.view.job_id);
+        rest.extend(seen.ended.extract_if(.., waits).map(|ended| ended.view.job_id));
+        let is_more = looks_later || more_steps || !rest.is_empty();
+        topic.left.append(&mut rest);
         if is_more {
             seen.at = 0;
         }
@@ -409,6 +335,9 @@ impl Topics {
         }
         if is_whole {
             (topic.version, topic.since) = (version, since);
+            if matches!(followed, Followed::Session(_)) {
+                topic.remember(&seen.ended);
+            }
         }
         let live_hash = hash(&seen.live);
         let is_news = !seen.steps.is_empty()

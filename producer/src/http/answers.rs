@@ -1,6 +1,7 @@
 //! How many bytes of answers wait to be taken. A client that reads slowly, or over HTTP/2 nothing at all, leaves its
-//! answers in memory for as long as its connection lasts. So there is a bound for all, and one for each caller: the tenant,
-//! or the address where no key was looked at.
+//! answers in memory for as long as its connection lasts. So there is a bound for all tenants and one for each. What is
+//! answered without a look at a key, such as the pages of `/docs`, counts for the caller's address, and for a part that all
+//! addresses share: however many they are, tenants have their room.
 //!
 //! A question that changes nothing is refused when its answer has no room. Any other is refused before it is looked at, while
 //! its tenant is at its bound. The answer of one that was begun is given in any case, because it says what was done, and
@@ -20,38 +21,44 @@ use hyper::body::{Frame, SizeHint};
 use job::Tenant;
 
 use super::Door;
-use super::bodies::Sender;
+use super::bodies::{Sender, SharedBytes};
 use super::problem::{Kind, Problem};
-use super::shares::{Full, Share, Shares};
+use super::shares::{Full, Share};
 
 /// An answer of at most so many bytes does not count: its request takes as much.
 const SMALL: u64 = 4 << 10;
 /// How much of an answer the connection is given at a time. What it has is not ours any more.
 const PIECE: usize = 32 << 10;
-/// One caller may have this part of all.
-const PART: usize = 4;
 /// When a caller is asked to come back.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// The answers that wait to be taken.
-pub struct Answers(Shares<Sender>);
+pub struct Answers(SharedBytes);
 
 impl Answers {
     /// So many bytes in all.
     pub fn new(most: usize) -> Answers {
-        Answers(Shares::new(most, most / PART))
+        Answers(SharedBytes::new(most))
     }
 
     /// Refuses a tenant that is at its bound.
     pub fn room(&self, tenant: &Tenant) -> Result<(), Problem> {
-        match self.0.left(&Sender::Tenant(tenant.clone())) {
-            Some(0) => Err(refused(Full::One(self.0.most_of_one()))),
+        let sender = Sender::Tenant(tenant.clone());
+        let shares = self.0.of(Some(&sender));
+        match shares.left(&sender) {
+            Some(0) => Err(refused(Full::One(shares.most_of_one()))),
             _ => Ok(()),
         }
     }
 
     fn begin(&self, sender: Option<&Sender>, bytes: u64) -> Result<Share<Sender>, Problem> {
-        self.0.take(sender, usize::try_from(bytes).unwrap_or(usize::MAX)).map_err(refused)
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.0.of(sender).take(sender, bytes).map_err(refused)
+    }
+
+    /// As much as there is room for.
+    fn begin_in_any_case(&self, sender: Option<&Sender>) -> Share<Sender> {
+        self.0.of(sender).take_what_is_left(sender, usize::MAX)
     }
 }
 
@@ -86,7 +93,7 @@ pub async fn count(State(door): State<Arc<Door>>, request: Request, next: Next) 
     let share = match door.answers.begin(sender.as_ref(), bytes) {
         Ok(share) => share,
         Err(problem) if changes_nothing => return problem.into_response(),
-        Err(_) => door.answers.0.take_what_is_left(sender.as_ref(), usize::MAX),
+        Err(_) => door.answers.begin_in_any_case(sender.as_ref()),
     };
     response.map(|body| Body::new(Counted { body, piece: Bytes::new(), _share: share }))
 }

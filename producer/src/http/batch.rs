@@ -11,7 +11,7 @@ use dispatch::Candidate;
 use futures::StreamExt;
 use job::{JobId, JobSpec, JobState, Limits, Name};
 use serde::Serialize;
-use store::{StoreError, Taken};
+use store::{JobHead, StoreError, Taken};
 use tokio::time::{Instant, sleep, timeout_at};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -25,7 +25,6 @@ use super::keys::{self, FoundBy};
 use super::ledger::Timeout;
 use super::limits::admit;
 use super::problem::{Kind, Problem};
-use super::view::Job;
 use super::{Door, Shared};
 use crate::submit::{find_earlier, submit_in_order};
 
@@ -388,7 +387,7 @@ impl Reading<'_> {
                         Ok(found) => found.get(&job_id).cloned().ok_or_else(Problem::no_job),
                         Err(problem) => Err(problem.clone()),
                     });
-                    job.map(|view| self.found(Job::of(view, self.principal), FoundBy::Key(by)))
+                    job.map(|job| self.found(job, FoundBy::Key(by)))
                 }
                 Err(error) => Err(error.into()),
             };
@@ -410,7 +409,7 @@ impl Reading<'_> {
         }
     }
 
-    fn found(&self, job: Job, found_by: FoundBy) -> Answer {
+    fn found(&self, job: JobHead, found_by: FoundBy) -> Answer {
         let reads = self.principal.may(Scope::Read);
         Answer {
             status: 200,

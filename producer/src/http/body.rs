@@ -19,7 +19,6 @@ use tokio::time::{Instant, timeout};
 
 use super::Door;
 use super::auth::Principal;
-use super::bodies::Sender;
 use super::problem::{Kind, Problem};
 use super::unread::read_on;
 
@@ -50,19 +49,21 @@ pub fn other_media_type(given: &str, expected: &str) -> Problem {
 }
 
 /// Reads a small body before its route sees the request, so that no refusal leaves it unread. Of a larger one the rest is
-/// read on.
+/// read on, and so is that of a small one where bodies whose senders are not known yet have no room: its route looks at
+/// the key first.
 pub async fn arrive(State(door): State<Arc<Door>>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let body = read_on(&parts.headers, body);
-    let body = match announced(&parts.headers) {
-        Some(1..=SMALL) => {
-            let sender = door.proxies.of(&parts).map(Sender::at);
-            match read(&door, sender.as_ref(), &parts.headers, body, SMALL as usize).await {
-                Ok(bytes) => Body::from(bytes),
-                Err(problem) => return problem.into_response(),
-            }
-        }
-        _ => body,
+    let room = match announced(&parts.headers) {
+        Some(bytes @ 1..=SMALL) => door.bodies.begin_early(door.proxies.of(&parts), bytes as usize),
+        _ => None,
+    };
+    let body = match room {
+        Some(_room) => match whole(body, SMALL as usize).await {
+            Ok(bytes) => Body::from(bytes),
+            Err(problem) => return problem.into_response(),
+        },
+        None => body,
     };
     next.run(Request::from_parts(parts, body)).await
 }
@@ -72,18 +73,7 @@ fn announced(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// A whole body of at most so many bytes.
-async fn read(
-    door: &Door,
-    sender: Option<&Sender>,
-    headers: &HeaderMap,
-    body: Body,
-    most: usize,
-) -> Result<Bytes, Problem> {
-    let announced = announced(headers).map_or(most, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    if announced > most {
-        return Err(too_large(most));
-    }
-    let _room = door.bodies.begin(sender, announced)?;
+async fn whole(body: Body, most: usize) -> Result<Bytes, Problem> {
     match timeout(ARRIVES_WITHIN, to_bytes(body, most)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) if error.source().is_some_and(<dyn Error>::is::<LengthLimitError>) => {
@@ -95,7 +85,7 @@ async fn read(
 }
 
 /// Takes apart a request whose body is JSON of at most so many bytes. The time in which the body arrives does not count
-/// against what is asked of the ledger.
+/// against what is asked of the ledger; the key must not have been revoked in it.
 pub async fn receive(
     door: &Door,
     principal: &mut Principal,
@@ -104,10 +94,18 @@ pub async fn receive(
 ) -> Result<(Parts, Bytes), Problem> {
     let (parts, body) = request.into_parts();
     expect_json(&parts.headers)?;
+    let announced =
+        announced(&parts.headers).map_or(most, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    if announced > most {
+        return Err(too_large(most));
+    }
     let arriving = Instant::now();
-    let sender = Sender::Tenant(principal.tenant().clone());
-    let body = read(door, Some(&sender), &parts.headers, body, most).await?;
+    let body = {
+        let _room = door.bodies.begin(principal.tenant(), announced)?;
+        whole(body, most).await?
+    };
     principal.waited(arriving.elapsed());
+    principal.still_counts(&door.keys, principal.timeout()).await?;
     Ok((parts, body))
 }
 

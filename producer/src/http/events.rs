@@ -25,7 +25,7 @@ use super::metrics::FollowerGauge;
 use super::path::Id;
 use super::problem::Problem;
 use super::query::Query;
-use super::view::{Job, Question};
+use super::view::{Job, Question, size_and_digest};
 use super::{Door, Shared};
 use crate::following::{Event, Followed, Follower, News, Position, Sequence, Wish};
 
@@ -97,6 +97,12 @@ pub struct IterationEvent {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<serde_json::Value>)]
     progress: Option<Json>,
+    /// The size of that patch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress_bytes: Option<usize>,
+    /// The SHA-256 of that patch, in hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress_sha256: Option<String>,
 }
 
 /// The data of the event `text`: what a job streams; for keys with the scope `content`.
@@ -373,9 +379,17 @@ fn written(event: Event, position: Position, content: bool) -> Bytes {
         }
         Event::Iteration(step) => {
             let Step { job_id, iterations, cost: cost_usd, input_tokens, output_tokens, progress, .. } = step;
-            let progress = progress.filter(|_| content);
-            let iteration =
-                IterationEvent { job_id, iterations, cost_usd, input_tokens, output_tokens, progress };
+            let (progress_bytes, progress_sha256) = progress.as_ref().map(size_and_digest).unzip();
+            let iteration = IterationEvent {
+                job_id,
+                iterations,
+                cost_usd,
+                input_tokens,
+                output_tokens,
+                progress: progress.filter(|_| content),
+                progress_bytes,
+                progress_sha256,
+            };
             lines("iteration", at, &iteration)
         }
         Event::Gap(job_id, iterations) => {

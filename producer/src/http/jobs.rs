@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use dispatch::Candidate;
 use job::{JobId, JobSpec, Limits, Name, RequestedJob, decode_strict};
-use store::{Cancelled, JobView, KeyKind, Taken};
+use store::{Cancelled, JobHead, JobView, KeyKind, KnownJob, Taken};
 use tokio::time::Instant;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -327,42 +327,61 @@ pub fn is_served(spec: &JobSpec, unserved: &BTreeSet<Name>) -> Result<(), Proble
 
 /// The job that was accepted under this one's id before, if it is the same.
 async fn known(door: &Door, principal: &Principal, spec: &JobSpec, timeout: Timeout) -> Result<Job, Problem> {
-    let mut known = all_known(door, principal, &[spec], timeout).await?;
-    known.pop().unwrap_or_else(|| Err(Problem::no_job()))
+    refuse_another(spec, are_same(door, &[spec], timeout).await?.contains(&true))?;
+    Ok(Job::of(seen(door, principal, spec.job_id, timeout).await?, principal))
 }
 
-/// The jobs that were accepted under the ids of these before, each if it is the same. The ledger is asked for all of them
-/// at once.
+/// The jobs that were accepted under the ids of these before, each if it is the same. There may be many, and their
+/// outputs may be large, so of each the head alone is read.
 pub async fn all_known(
     door: &Door,
     principal: &Principal,
     specs: &[&JobSpec],
     timeout: Timeout,
-) -> Result<Vec<Result<Job, Problem>>, Problem> {
+) -> Result<Vec<Result<JobHead, Problem>>, Problem> {
     let ids: Vec<JobId> = specs.iter().map(|spec| spec.job_id).collect();
-    let known = timeout.ask(door.dispatch.store.known_jobs(&ids)).await?;
-    let views = all_seen(door, principal, &ids, timeout).await?;
-    let found = |spec: &&JobSpec| {
-        if !known.get(&spec.job_id).is_some_and(|known| is_same(spec, known)) {
-            let detail = format!("the id {} is taken by another job, expected a new one", spec.job_id);
-            return Err(Problem::new(Kind::Conflict, detail).at("job_id"));
-        }
-        let view = views.get(&spec.job_id).cloned();
-        view.map(|view| Job::of(view, principal)).ok_or_else(Problem::no_job)
+    let same = are_same(door, specs, timeout).await?;
+    let heads = all_seen(door, principal, &ids, timeout).await?;
+    let found = |(spec, is_same): (&&JobSpec, bool)| {
+        refuse_another(spec, is_same)?;
+        heads.get(&spec.job_id).cloned().ok_or_else(Problem::no_job)
     };
-    Ok(specs.iter().map(found).collect())
+    Ok(specs.iter().zip(same).map(found).collect())
 }
 
-/// Those of these jobs that are the caller's. The ledger is asked for all of them at once.
+/// Whether each of these is the job that the ledger has under its id.
+async fn are_same(door: &Door, specs: &[&JobSpec], timeout: Timeout) -> Result<Vec<bool>, Problem> {
+    // An id may come twice, with another content.
+    let ids: BTreeSet<JobId> = specs.iter().map(|spec| spec.job_id).collect();
+    let ids: Vec<JobId> = ids.into_iter().collect();
+    let mut same = vec![false; specs.len()];
+    let compare = |job_id: JobId, known: KnownJob| {
+        for (spec, same) in specs.iter().zip(&mut same).filter(|(spec, _)| spec.job_id == job_id) {
+            *same = is_same(spec, &known);
+        }
+    };
+    timeout.ask(door.dispatch.store.known_jobs(&ids, compare)).await?;
+    Ok(same)
+}
+
+fn refuse_another(spec: &JobSpec, is_same: bool) -> Result<(), Problem> {
+    if is_same {
+        return Ok(());
+    }
+    let detail = format!("the id {} is taken by another job, expected a new one", spec.job_id);
+    Err(Problem::new(Kind::Conflict, detail).at("job_id"))
+}
+
+/// The heads of those of these jobs that are the caller's. The ledger is asked for all of them at once.
 pub async fn all_seen(
     door: &Door,
     principal: &Principal,
     ids: &[JobId],
     timeout: Timeout,
-) -> Result<HashMap<JobId, JobView>, Problem> {
-    let views = timeout.ask(door.dispatch.store.jobs(ids)).await?;
-    let own = views.into_iter().filter(|view| view.tenant == *principal.tenant());
-    Ok(own.map(|view| (view.job_id, view)).collect())
+) -> Result<HashMap<JobId, JobHead>, Problem> {
+    let mut heads = timeout.ask(door.dispatch.store.job_heads(ids)).await?;
+    heads.retain(|_, head| head.tenant == *principal.tenant());
+    Ok(heads)
 }
 
 /// The caller's job, or a 404: another tenant's job is answered like one that is not there.

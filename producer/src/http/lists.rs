@@ -1,4 +1,4 @@
-//! Lists: jobs, dead letters, sessions, pools and workers; and why a job is where it is.
+//! Lists: jobs, dead letters, pools and workers; and why a job is where it is.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,8 +7,7 @@ use axum::Json;
 use axum::extract::RawQuery;
 use job::{JobId, JobState, Name};
 use serde::Serialize;
-use store::{JobFilter, JobLine, Page, PoolSeen, SessionFilter, SessionLine};
-use tracing::error;
+use store::{JobFilter, JobLine, Page, PoolSeen};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -16,10 +15,9 @@ use utoipa_axum::routes;
 use super::auth::{Principal, Scope};
 use super::jobs::job_id;
 use super::path::Id;
-use super::problem::{Kind, Problem};
+use super::problem::Problem;
 use super::query::{Moment, Query};
 use super::{Door, Shared};
-use crate::SessionNow;
 use crate::why::{Fleet, why};
 
 /// Entries of a page where the caller names no number, and at most.
@@ -31,8 +29,6 @@ pub fn routes() -> OpenApiRouter<Arc<Door>> {
     OpenApiRouter::new()
         .routes(routes!(list_jobs))
         .routes(routes!(list_dead))
-        .routes(routes!(list_sessions))
-        .routes(routes!(read_session))
         .routes(routes!(list_pools))
         .routes(routes!(list_workers))
         .routes(routes!(explain))
@@ -58,24 +54,6 @@ struct Chosen {
     /// Submitted before this time, likewise
     #[param(example = "2026-02-01T00:00:00Z")]
     before: Option<String>,
-}
-
-/// Which sessions.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "describes what `Query` reads")]
-struct ChosenSessions {
-    /// The agent of its first job
-    agent: Option<String>,
-    /// Created at this time or later; RFC 3339, UTC
-    #[param(example = "2026-01-31T08:00:00Z")]
-    created_since: Option<String>,
-    /// Created before this time; RFC 3339, UTC
-    created_before: Option<String>,
-    /// Last updated, by the end of a job, at this time or later; RFC 3339, UTC
-    updated_since: Option<String>,
-    /// Last updated before this time; RFC 3339, UTC
-    updated_before: Option<String>,
 }
 
 /// Which page.
@@ -123,55 +101,6 @@ pub struct JobEntry {
     finished_at: Option<String>,
     /// The code of the last failure.
     code: Option<String>,
-}
-
-/// A session in a list.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct SessionEntry {
-    /// Its name.
-    session_id: String,
-    /// The agent of its first job.
-    agent_id: String,
-    /// RFC 3339, UTC.
-    created_at: String,
-    /// RFC 3339, UTC.
-    last_updated: String,
-    /// Jobs folded so far.
-    jobs: i64,
-}
-
-/// A session.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Session {
-    /// Its name.
-    session_id: String,
-    /// The agent of its first job.
-    agent_id: String,
-    /// RFC 3339, UTC.
-    created_at: String,
-    /// RFC 3339, UTC.
-    last_updated: String,
-    /// Jobs folded so far.
-    jobs: i64,
-    /// Iterations in all.
-    iterations: i64,
-    /// Spend in all, in US dollars.
-    #[schema(value_type = f64)]
-    cost_usd: job::Usd,
-    /// Tokens read in all.
-    input_tokens: i64,
-    /// Tokens written in all.
-    output_tokens: i64,
-    /// Its memory as of its last checkpoint; for keys with the scope `content`, like the next two.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    memory: Option<serde_json::Value>,
-    /// Its context as of its last checkpoint: a list, whose entries are as they were written, to the letter.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<serde_json::Value>)]
-    context_window: Option<Vec<job::Json>>,
-    /// Its progress as of its last checkpoint.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    feature_progress: Option<serde_json::Value>,
 }
 
 /// A pool.
@@ -316,77 +245,6 @@ async fn jobs_page(
     Ok(Json(Listed { items, next: next.map(|id| id.to_string()) }))
 }
 
-/// List sessions, by name
-#[utoipa::path(
-    get,
-    path = "/v1/sessions",
-    tag = "sessions",
-    params(ChosenSessions, Paged),
-    responses(
-        (status = 200, description = "A page", body = Listed<SessionEntry>),
-        (status = 422, description = "A parameter is unknown or wrong", body = Problem),
-    )
-)]
-async fn list_sessions(
-    door: Shared,
-    principal: Principal,
-    RawQuery(given): RawQuery,
-) -> Result<Json<Listed<SessionEntry>>, Problem> {
-    principal.needs(Scope::Read)?;
-    let times = ["created_since", "created_before", "updated_since", "updated_before"];
-    let query = Query::parse(given.as_deref(), &[&["agent", "limit", "cursor"][..], &times].concat())?;
-    let time = |name| query.one(name).map(|time| time.map(|Moment(unix_ms)| unix_ms));
-    let filter = SessionFilter {
-        agent: query.one("agent")?,
-        created_since: time("created_since")?,
-        created_before: time("created_before")?,
-        updated_since: time("updated_since")?,
-        updated_before: time("updated_before")?,
-    };
-    let (after, limit) = (query.one::<Name>("cursor")?, limit(&query)?);
-    let listing = door.dispatch.store.list_sessions(principal.tenant(), &filter, after.as_ref(), limit);
-    let Page { found, next } = principal.timeout().ask(listing).await?;
-    Ok(Json(Listed { items: found.into_iter().map(SessionEntry::from).collect(), next }))
-}
-
-/// Read a session
-#[utoipa::path(
-    get,
-    path = "/v1/sessions/{id}",
-    tag = "sessions",
-    params(("id" = String, Path, description = "The session's name")),
-    responses(
-        (status = 200, description = "The session", body = Session),
-        (status = 404, description = "There is no such session", body = Problem),
-    )
-)]
-async fn read_session(door: Shared, principal: Principal, Id(id): Id) -> Result<Json<Session>, Problem> {
-    principal.needs(Scope::Read)?;
-    let key = principal.session_key(&id)?;
-    let view = principal.timeout().ask(door.dispatch.store.session(&key)).await?;
-    let view = SessionNow::of(view.ok_or_else(Problem::no_session)?).map_err(|error| unreadable(&error))?;
-    let may_see = principal.may(Scope::Content);
-    Ok(Json(Session {
-        session_id: view.head.session_id,
-        agent_id: view.head.agent_id,
-        created_at: view.head.created_at,
-        last_updated: view.head.last_updated,
-        jobs: view.head.version,
-        iterations: view.head.iteration_count,
-        cost_usd: view.head.cost_usd,
-        input_tokens: view.head.input_tokens,
-        output_tokens: view.head.output_tokens,
-        memory: may_see.then_some(view.memory),
-        context_window: may_see.then_some(view.context_window),
-        feature_progress: may_see.then_some(view.feature_progress),
-    }))
-}
-
-fn unreadable(cause: &serde_json::Error) -> Problem {
-    error!(cause = cause as &dyn std::error::Error, "a session's state cannot be read");
-    Problem::new(Kind::Internal, "the session's state cannot be read; the log of the API says why")
-}
-
 /// List pools
 ///
 /// For keys with the scope `admin`, because all tenants share them.
@@ -493,18 +351,6 @@ impl From<JobLine> for JobEntry {
             accepted_at: line.accepted_at,
             finished_at: line.finished_at,
             code: line.code,
-        }
-    }
-}
-
-impl From<SessionLine> for SessionEntry {
-    fn from(line: SessionLine) -> SessionEntry {
-        SessionEntry {
-            session_id: line.session_id,
-            agent_id: line.agent_id,
-            created_at: line.created_at,
-            last_updated: line.last_updated,
-            jobs: line.jobs,
         }
     }
 }

@@ -1,62 +1,82 @@
-//! Which protocol a connection without TLS speaks, found out without taking anything from it.
+//! Which protocol a connection speaks, found out without taking anything from it. With TLS it was agreed on before the
+//! first byte (ALPN); without TLS the first bytes say it.
 //!
 //! The server finds it out by reading the first 24 bytes, with which HTTP/2 begins. It gives them to the protocol as a
 //! first read of their own. HTTP/1 then lacks these 24 bytes in its buffer of 8 KiB, and so doubles it: for as long as
 //! the connection lasts, and a stream lasts for days. So the server is shown the end of that first read at once, before
 //! any byte of it, where the connection does not begin like HTTP/2.
 
-use std::future::{Ready, ready};
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use axum_server::accept::Accept;
+use futures::future::{MapOk, TryFutureExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-
-use super::connections::{Bounded, Held};
+use tokio_rustls::server::TlsStream;
 
 /// What a client sends first over HTTP/2 (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Takes connections without TLS as [`Bounded`] does, and looks how each begins.
-#[derive(Clone)]
-pub struct Looking(pub Bounded);
+/// A connection of which nothing was read yet.
+pub trait Unread {
+    /// Whether it speaks HTTP/2, or may still begin to.
+    fn poll_is_http2(&self, cx: &mut Context<'_>) -> Poll<io::Result<bool>>;
+}
 
-impl<S> Accept<TcpStream, S> for Looking {
-    type Stream = LookedAt;
-    type Service = Held<S>;
-    type Future = Ready<io::Result<(LookedAt, Held<S>)>>;
-
-    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let accepted = self.0.accept(stream, service).into_inner();
-        ready(accepted.map(|(stream, service)| (LookedAt { stream, is_known: false }, service)))
+impl Unread for TcpStream {
+    fn poll_is_http2(&self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut first = [0; PREFACE.len()];
+        let mut first = ReadBuf::new(&mut first);
+        ready!(self.poll_peek(cx, &mut first))?;
+        Poll::Ready(Ok(PREFACE.starts_with(first.filled())))
     }
 }
 
-/// A connection whose first read is empty if it does not begin like HTTP/2.
-pub struct LookedAt {
-    stream: TcpStream,
+impl Unread for TlsStream<TcpStream> {
+    /// Over TLS, HTTP/2 has to be agreed on (RFC 9113, 3.3).
+    fn poll_is_http2(&self, _cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        Poll::Ready(Ok(self.get_ref().1.alpn_protocol() == Some(b"h2")))
+    }
+}
+
+/// Takes connections as another one does, and looks how each begins.
+#[derive(Clone)]
+pub struct Looking<A>(pub A);
+
+type Taken<A, S> = (<A as Accept<TcpStream, S>>::Stream, <A as Accept<TcpStream, S>>::Service);
+type LookedAtTaken<A, S> =
+    (LookedAt<<A as Accept<TcpStream, S>>::Stream>, <A as Accept<TcpStream, S>>::Service);
+
+impl<A: Accept<TcpStream, S>, S> Accept<TcpStream, S> for Looking<A> {
+    type Stream = LookedAt<A::Stream>;
+    type Service = A::Service;
+    type Future = MapOk<A::Future, fn(Taken<A, S>) -> LookedAtTaken<A, S>>;
+
+    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
+        let accepted = self.0.accept(stream, service);
+        accepted.map_ok(|(stream, service)| (LookedAt { stream, is_known: false }, service))
+    }
+}
+
+/// A connection whose first read is empty if it does not speak HTTP/2.
+pub struct LookedAt<I> {
+    stream: I,
     is_known: bool,
 }
 
-impl AsyncRead for LookedAt {
+impl<I: Unread + AsyncRead + Unpin> AsyncRead for LookedAt<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if !self.is_known {
-            let mut first = [0; PREFACE.len()];
-            let mut first = ReadBuf::new(&mut first);
-            match self.stream.poll_peek(cx, &mut first) {
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
-            }
+            let is_http2 = ready!(self.stream.poll_is_http2(cx))?;
             self.is_known = true;
             // The server takes this for a client that is not going to speak HTTP/2.
-            if !PREFACE.starts_with(first.filled()) {
+            if !is_http2 {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -64,7 +84,7 @@ impl AsyncRead for LookedAt {
     }
 }
 
-impl AsyncWrite for LookedAt {
+impl<I: AsyncWrite + Unpin> AsyncWrite for LookedAt<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -92,7 +112,7 @@ impl AsyncWrite for LookedAt {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -104,7 +124,13 @@ mod tests {
         let mut client = TcpStream::connect(address).await.expect("a connection");
         client.write_all(first).await.expect("room");
         let (stream, _) = listener.accept().await.expect("a connection");
-        let mut stream = LookedAt { stream, is_known: false };
+        reads_of(LookedAt { stream, is_known: false }, client).await
+    }
+
+    async fn reads_of<I>(mut stream: LookedAt<I>, mut client: impl AsyncWrite + Unpin) -> [Vec<u8>; 2]
+    where
+        LookedAt<I>: AsyncRead + Unpin,
+    {
         let mut buffer = [0; 24];
         let count = stream.read(&mut buffer).await.expect("a read");
         let one = buffer[..count].to_vec();
@@ -112,6 +138,25 @@ mod tests {
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).await.expect("the rest");
         [one, rest]
+    }
+
+    /// A connection whose protocol was agreed on.
+    struct Agreed(DuplexStream, bool);
+
+    impl Unread for Agreed {
+        fn poll_is_http2(&self, _cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+            Poll::Ready(Ok(self.1))
+        }
+    }
+
+    impl AsyncRead for Agreed {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            into: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, into)
+        }
     }
 
     #[tokio::test]
@@ -122,5 +167,13 @@ mod tests {
         assert_eq!(reads(b"POST /").await, [Vec::new(), b"POST /".to_vec()]);
         let both = [PREFACE, b"more"].concat();
         assert_eq!(reads(&both).await, [PREFACE.to_vec(), b"more".to_vec()]);
+        for (is_http2, read) in
+            [(true, [PREFACE.to_vec(), b"more".to_vec()]), (false, [Vec::new(), both.clone()])]
+        {
+            let (mut client, stream) = duplex(64);
+            client.write_all(&both).await.expect("room");
+            let stream = LookedAt { stream: Agreed(stream, is_http2), is_known: false };
+            assert_eq!(reads_of(stream, client).await, read, "it was agreed on");
+        }
     }
 }

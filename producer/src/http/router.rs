@@ -15,8 +15,8 @@ use super::cors::Origins;
 use super::events::{GapEvent, IterationEvent, NoteEvent, StateEvent, TextEvent};
 use super::problem::{Kind, PROBLEM_JSON, Problem};
 use super::{
-    Door, answers, batch, body, events, inputs, jobs, limit_keys, lists, metrics, removal, schedules, spend,
-    tickets, webhooks,
+    Door, answers, batch, body, events, inputs, jobs, limit_keys, lists, metrics, removal, schedules,
+    sessions, spend, tickets, webhooks,
 };
 
 #[derive(OpenApi)]
@@ -94,6 +94,7 @@ pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
             .merge(inputs::routes())
             .merge(batch::routes())
             .merge(lists::routes())
+            .merge(sessions::routes())
             .merge(spend::routes())
             .merge(removal::routes())
             .merge(events::routes())

@@ -125,9 +125,9 @@ impl Server {
         let serving = async {
             match &tls {
                 Some((files, config)) => {
-                    let server = server.acceptor(RustlsAcceptor::new(config.clone()).acceptor(connections));
+                    let tls = RustlsAcceptor::new(config.clone()).acceptor(connections);
                     tokio::select! {
-                        served = server.serve(service) => served,
+                        served = server.acceptor(Looking(tls)).serve(service) => served,
                         () = files.renew(config) => Ok(()),
                     }
                 }

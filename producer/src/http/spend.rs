@@ -1,12 +1,15 @@
 //! What the model calls of a tenant have cost.
 
+use std::str::FromStr;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::RawQuery;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use job::Usd;
 use serde::Serialize;
-use store::{SpendBy, SpendRow};
+use store::{SpendBy, SpendPage, SpendPlace, SpendRow};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -16,8 +19,8 @@ use super::problem::Problem;
 use super::query::Query;
 use super::{Door, Shared};
 
-/// Sums of an answer, at most.
-const MOST: u32 = 10_000;
+/// Rows that a request looks at, at most: of calls, and of daily sums.
+const ROWS: u32 = 10_000;
 /// Days that are summed up, at most.
 const MOST_DAYS: u32 = 366;
 
@@ -40,13 +43,37 @@ struct Summed {
     /// How many days, today among them: 1 to 366, 1 when absent
     #[param(minimum = 1, maximum = 366)]
     days: Option<u32>,
+    /// `next` of the answer before, to go on with the calls that it did not look at
+    cursor: Option<String>,
 }
 
 /// Sums of model calls.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Spend {
-    /// One for each value of what they are taken by, in its order; at most 10,000.
+    /// One for each value of what they are taken by, in its order; of the calls that this request has looked at.
     items: Vec<SpendEntry>,
+    /// Present if there are more calls: give it as `cursor` to get their sums, and add them up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+/// Where the sums of a request begin.
+struct Cursor(SpendPlace);
+
+impl FromStr for Cursor {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Cursor, &'static str> {
+        let decoded = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
+        let place = decoded.and_then(|json| serde_json::from_slice::<SpendPlace>(&json).ok());
+        place.filter(SpendPlace::is_valid).map(Cursor).ok_or("expected `next` of the answer before")
+    }
+}
+
+impl Cursor {
+    fn text(&self) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(&self.0).expect("a place is plain JSON"))
+    }
 }
 
 /// The sum of some calls. The first fields are there where the sums are taken by them.
@@ -91,7 +118,9 @@ pub struct SpendEntry {
 
 /// Sum up what model calls have cost
 ///
-/// Those of the key's tenant. They count as soon as they are settled.
+/// Those of the key's tenant. They count as soon as they are settled. A request looks at 10,000 calls, newest first, and 10,000
+/// daily sums of those that are no longer kept. If there are more, `next` leads to the sums of the others, and all answers
+/// together are the sums of the days asked for.
 #[utoipa::path(
     get,
     path = "/v1/spend",
@@ -99,7 +128,7 @@ pub struct SpendEntry {
     params(Summed),
     responses(
         (status = 200, description = "The sums", body = Spend),
-        (status = 422, description = "A parameter is unknown or wrong, or there are more than 10,000 sums", body = Problem),
+        (status = 422, description = "A parameter is unknown or wrong", body = Problem),
     )
 )]
 async fn read_spend(
@@ -108,7 +137,7 @@ async fn read_spend(
     RawQuery(given): RawQuery,
 ) -> Result<Json<Spend>, Problem> {
     principal.needs(Scope::Read)?;
-    let query = Query::parse(given.as_deref(), &["by", "days"])?;
+    let query = Query::parse(given.as_deref(), &["by", "days", "cursor"])?;
     let by = columns(query.all::<String>("by")?)?;
     let days = match query.one("days")? {
         None => 1,
@@ -117,13 +146,11 @@ async fn read_spend(
             return Err(Problem::invalid("days", format!("got {other}, expected 1 to {MOST_DAYS}")));
         }
     };
-    let summing = door.dispatch.store.spend_of(principal.tenant(), &by, days, MOST + 1);
-    let rows = principal.timeout().ask(summing).await?;
-    if rows.len() > MOST as usize {
-        let expected = "expected fewer days, or to sum up by less";
-        return Err(Problem::invalid("by", format!("got more than {MOST} sums, {expected}")));
-    }
-    Ok(Json(Spend { items: rows.into_iter().map(|row| entry(&by, row)).collect() }))
+    let from = query.one("cursor")?.map(|Cursor(place)| place);
+    let summing = door.dispatch.store.spend_of(principal.tenant(), &by, days, from.as_ref(), ROWS);
+    let SpendPage { rows, next } = principal.timeout().ask(summing).await?;
+    let items = rows.into_iter().map(|row| entry(&by, row)).collect();
+    Ok(Json(Spend { items, next: next.map(|place| Cursor(place).text()) }))
 }
 
 fn columns(given: Vec<String>) -> Result<Vec<SpendBy>, Problem> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::io;
 
 use job::{CallId, Failure, FailureCode, InputKind, JobId, JobSpec, JobState, Json, Labels, TraceId, Usd};
 use serde::{Deserialize, Serialize};
@@ -275,6 +276,10 @@ pub struct Question {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<serde_json::Value>)]
     question: Option<Json>,
+    /// The size of what the person is shown.
+    question_bytes: usize,
+    /// The SHA-256 of what the person is shown, in hexadecimal.
+    question_sha256: String,
     /// When it was asked: RFC 3339, UTC.
     asked_at: String,
     /// When the job goes on without an answer: RFC 3339, UTC.
@@ -286,7 +291,9 @@ impl Question {
     /// The question as it is shown, with what was said if the caller may see it.
     pub fn of(open: OpenInput, content: bool) -> Question {
         let OpenInput { call_id, kind, question, asked_at, expires_at } = open;
-        Question { call_id, kind, question: Some(question).filter(|_| content), asked_at, expires_at }
+        let (question_bytes, question_sha256) = size_and_digest(&question);
+        let question = Some(question).filter(|_| content);
+        Question { call_id, kind, question, question_bytes, question_sha256, asked_at, expires_at }
     }
 }
 
@@ -375,12 +382,37 @@ impl Job {
     }
 }
 
-fn size_and_digest(said: &Json) -> (usize, String) {
-    (said.as_str().len(), sha256(said.as_str()))
+/// The size and the SHA-256 of what was said: of its letters, as they are shown with the scope `content`.
+pub fn size_and_digest(said: &impl Serialize) -> (usize, String) {
+    let mut measured = Measured::default();
+    serde_json::to_writer(&mut measured, said).expect("what we show is plain JSON");
+    (measured.bytes, hexadecimal(&measured.sha256.finalize()))
+}
+
+/// Measures what is written. It keeps none of it, because it may be large.
+#[derive(Default)]
+struct Measured {
+    bytes: usize,
+    sha256: Sha256,
+}
+
+impl io::Write for Measured {
+    fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+        self.bytes += part.len();
+        self.sha256.update(part);
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn sha256(text: &str) -> String {
-    let digest = Sha256::digest(text.as_bytes());
+    hexadecimal(&Sha256::digest(text.as_bytes()))
+}
+
+fn hexadecimal(digest: &[u8]) -> String {
     digest.iter().fold(String::with_capacity(64), |mut hex, byte| {
         // Writing to a string does not fail.
         let _ = write!(hex, "{byte:02x}");

@@ -1,7 +1,8 @@
 //! The loop that sends deliveries, in the one producer that leads.
 //!
 //! A delivery is taken for a while, sent, and given a result. A process that dies in between leaves it due again, under
-//! the same id: an end is sent at least once. Each webhook has a few places, so that a slow one holds up no other.
+//! the same id: an end is sent at least once. Each webhook has a few places, and a few bytes of large bodies (`bytes`), so
+//! that a slow one holds up no other.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -15,9 +16,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+use super::bytes::Bytes;
 use super::client::{ANSWERED_WITHIN, Outbound};
 use super::event;
 
@@ -33,12 +35,14 @@ const LEASE: Duration = Duration::from_secs(10);
 const TAKEN_FOR: Duration = Duration::from_secs(60);
 /// How many deliveries of a webhook are under way at a time.
 const PLACES: u32 = 8;
-/// How many are under way in all. Each is a connection, and a body in memory.
+/// How many are under way in all. Each is a connection, and a body in memory; `bytes` bounds the large ones.
 const PLACES_IN_ALL: usize = 256;
 /// How many of one tenant's, so that slow receivers of one leave places for the others.
 const PLACES_OF_TENANT: u32 = 64;
 /// How many attempts ask the ledger at a time.
 const ASKING_AT_ONCE: usize = 2;
+/// How long an attempt waits for the bytes of its body. It leaves enough time to send it.
+const BYTES_WITHIN: Duration = Duration::from_secs(20);
 /// How long attempts that are under way have after SIGTERM. The others are made again by the next one to lead.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// How long every attempt must fail until a webhook is disabled.
@@ -93,13 +97,15 @@ pub struct Sending {
     sender: Uuid,
     /// A place for each attempt that asks the ledger: an API in the same process needs its connections, too.
     asking: Semaphore,
+    bytes: Bytes,
 }
 
 impl Sending {
     /// Sends what this ledger has.
     pub fn new(store: Store, outbound: Arc<Outbound>) -> Sending {
         LazyLock::force(&METRICS);
-        Sending { store, outbound, sender: Uuid::new_v4(), asking: Semaphore::new(ASKING_AT_ONCE) }
+        let (asking, bytes) = (Semaphore::new(ASKING_AT_ONCE), Bytes::new());
+        Sending { store, outbound, sender: Uuid::new_v4(), asking, bytes }
     }
 
     /// Sends while this process leads, until `stop`.
@@ -190,6 +196,19 @@ impl Sending {
     }
 
     async fn try_once(&self, delivery: &DueDelivery) -> Result<(), StoreError> {
+        // Without what was said a body is small.
+        let bytes = if delivery.content {
+            let _place = self.asking.acquire().await;
+            self.store.said_bytes(delivery.job_id).await?
+        } else {
+            0
+        };
+        let taking = self.bytes.take(&delivery.tenant, &delivery.webhook_id, bytes);
+        let Ok(_bytes) = timeout(BYTES_WITHIN, taking).await else {
+            // It is due again when its time is over, behind those that wait now.
+            debug!(webhook = %delivery.webhook_id, job_id = %delivery.job_id, bytes, "no room for a large delivery yet");
+            return Ok(());
+        };
         let place = self.asking.acquire().await;
         let body = event::body(&self.store, delivery).await?;
         drop(place);

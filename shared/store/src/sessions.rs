@@ -109,16 +109,8 @@ pub enum Emptied {
 /// Holds up claims and conclusions of the session's jobs.
 const LOCK: &str = "SELECT FROM harness_sessions WHERE session_id = $1 FOR UPDATE";
 
-const FORGET_BLOBS: &str = "
-    DELETE FROM harness_blobs
-     WHERE session_id = $1 AND NOT EXISTS (SELECT FROM harness_jobs WHERE session_id = $1)";
-
-/// In a statement of its own, because a trigger of the next one looks for the same rows.
-const FORGET_HISTORY: &str = "
-    DELETE FROM harness_history
-     WHERE session_id = $1 AND NOT EXISTS (SELECT FROM harness_jobs WHERE session_id = $1)";
-
-/// What was checkpointed since the last fold is counted, and then removed with the rest of the state.
+/// Decides whether the session is emptied: an acceptance needs no lock of the session, so a job may come at any time. What
+/// was checkpointed since the last fold is counted, and then removed with the rest of the state.
 const EMPTY: &str = concat!(
     "WITH free AS (
          SELECT $2::text AS session_id WHERE NOT EXISTS (SELECT FROM harness_jobs WHERE session_id = $2)
@@ -140,14 +132,27 @@ const EMPTY: &str = concat!(
     logged!("session_emptied", "tenant", "jsonb_build_object('session_id', $3::text)", "made")
 );
 
+/// A condition for the statements after [`EMPTY`], which look for no jobs of their own: whether it has emptied the session. It
+/// is that this transaction has written the session's row; the lock before it writes none.
+macro_rules! emptied {
+    () => {
+        "EXISTS (SELECT FROM harness_sessions WHERE session_id = $1 AND xmin = pg_current_xact_id()::xid)"
+    };
+}
+
+/// In a statement of its own, like the next one, because a trigger of [`EMPTY`] may have removed the same rows.
+const FORGET_HISTORY: &str = concat!("DELETE FROM harness_history WHERE session_id = $1 AND ", emptied!());
+
+const FORGET_BLOBS: &str = concat!("DELETE FROM harness_blobs WHERE session_id = $1 AND ", emptied!());
+
 impl Store {
     /// Empties a session's state: memory, context window, progress; and its history. An actor is noted in the operators' log.
     pub async fn empty_session(&self, actor: &str, key: &SessionKey) -> Result<Emptied, StoreError> {
         let (key, name) = (key.as_str(), SessionKey::split(key.as_str()).1);
         let tx =
-            Tx::prepare(&self.pool, "empty_session", [LOCK, FORGET_HISTORY, FORGET_BLOBS, EMPTY]).await?;
-        let [locked, _, _, emptied] =
-            tx.run([&[&key], &[&key], &[&key], &[&actor, &key, &name.as_str()]]).await?;
+            Tx::prepare(&self.pool, "empty_session", [LOCK, EMPTY, FORGET_HISTORY, FORGET_BLOBS]).await?;
+        let [locked, emptied, _, _] =
+            tx.run([&[&key], &[&actor, &key, &name.as_str()], &[&key], &[&key]]).await?;
         Ok(match (locked.is_empty(), emptied.is_empty()) {
             (true, _) => Emptied::Unknown,
             (false, true) => Emptied::Busy,

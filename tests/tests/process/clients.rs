@@ -5,6 +5,7 @@ mod follow;
 mod outages;
 mod python;
 mod rust;
+mod spend;
 mod tries;
 
 use std::path::Path;

@@ -212,7 +212,7 @@ pub(super) fn known<T>(answer: Result<T, Error>) -> Result<Option<T>, Error> {
 
 /// A question as the ledger would show it; what it asks is there for keys with the scope `content` alone.
 fn open(question: harness_fleet::Question) -> Option<OpenInput> {
-    let harness_fleet::Question { call_id, kind, question, asked_at, expires_at } = question;
+    let harness_fleet::Question { call_id, kind, question, asked_at, expires_at, .. } = question;
     let question = question.unwrap_or_else(Json::null);
     Some(OpenInput { call_id: call_id.parse().ok()?, kind, question, asked_at, expires_at })
 }

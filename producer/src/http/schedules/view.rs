@@ -7,7 +7,7 @@ use store::ScheduleView;
 use utoipa::ToSchema;
 
 use crate::http::auth::{Principal, Scope};
-use crate::http::view::NewJob;
+use crate::http::view::{NewJob, size_and_digest};
 use crate::schedules::FiringView;
 
 /// A schedule to be made. Any other field is refused.
@@ -71,6 +71,12 @@ pub struct Schedule {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub job: Option<Box<RawValue>>,
+    /// The size of that job; not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_bytes: Option<usize>,
+    /// The SHA-256 of that job, in hexadecimal; not in lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_sha256: Option<String>,
     /// RFC 3339, UTC.
     pub created_at: String,
     /// Since when it does not fire: RFC 3339, UTC.
@@ -111,6 +117,7 @@ pub struct Firing {
 impl Schedule {
     /// As this caller may see it.
     pub fn of(schedule: ScheduleView, principal: &Principal) -> Schedule {
+        let (job_bytes, job_sha256) = schedule.job.as_ref().map(size_and_digest).unzip();
         Schedule {
             name: schedule.name,
             cron: schedule.cron,
@@ -121,6 +128,8 @@ impl Schedule {
             within_ms: schedule.within_ms,
             overlap: schedule.overlap,
             job: schedule.job.filter(|_| principal.may(Scope::Content)),
+            job_bytes,
+            job_sha256,
             created_at: schedule.created_at,
             paused_at: schedule.paused_at,
             next_at: schedule.next_at,

@@ -226,7 +226,7 @@ const FIND_IDS: &str = "
      WHERE (SELECT j.job_id FROM harness_jobs j WHERE j.job_id = t.job_id) IS NOT NULL
         OR (SELECT r.job_id FROM harness_results r WHERE r.job_id = t.job_id) IS NOT NULL";
 
-/// Envelopes may be large, so this many jobs are read at a time.
+/// So many envelopes are read at a time.
 const READ_AT_ONCE: usize = 16;
 
 const READ_KNOWN: &str = "
@@ -328,24 +328,31 @@ impl Store {
 
     /// What the ledger has of this id.
     pub async fn known_job(&self, job_id: JobId) -> Result<Option<KnownJob>, StoreError> {
-        Ok(self.known_jobs(&[job_id]).await?.remove(&job_id))
+        let mut found = None;
+        self.known_jobs(&[job_id], |_, known| found = Some(known)).await?;
+        Ok(found)
     }
 
-    /// What the ledger has of these ids.
-    pub async fn known_jobs(&self, ids: &[JobId]) -> Result<HashMap<JobId, KnownJob>, StoreError> {
-        let mut known = HashMap::with_capacity(ids.len());
-        let read = |row: &Row| KnownJob {
-            session_key: row.get(1),
-            agent_id: row.get(2),
-            user_id: row.get(3),
-            pool: row.get(4),
-            message: row.get(5),
-        };
+    /// Hands over what the ledger has of these ids, one after the other. Envelopes may be large, so few of them are in memory
+    /// at a time.
+    pub async fn known_jobs(
+        &self,
+        ids: &[JobId],
+        mut each: impl FnMut(JobId, KnownJob),
+    ) -> Result<(), StoreError> {
         for ids in ids.chunks(READ_AT_ONCE) {
-            let rows = query(&self.pool, "known_jobs", READ_KNOWN, &[&uuids(ids)]).await?;
-            known.extend(rows.iter().map(|row| (read_job_id(row, 0), read(row))));
+            for row in query(&self.pool, "known_jobs", READ_KNOWN, &[&uuids(ids)]).await? {
+                let known = KnownJob {
+                    session_key: row.get(1),
+                    agent_id: row.get(2),
+                    user_id: row.get(3),
+                    pool: row.get(4),
+                    message: row.get(5),
+                };
+                each(read_job_id(&row, 0), known);
+            }
         }
-        Ok(known)
+        Ok(())
     }
 
     /// Returns whose jobs these are, of those that the ledger knows.

@@ -1,6 +1,6 @@
 //! The state of jobs, live or ended, and of the fleet as a whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use job::{Failure, JobId, JobState, Json, Labels, Name, SessionKey, Tenant, TraceId, Usd};
 use serde::Serialize;
@@ -60,6 +60,21 @@ pub struct JobView {
     /// What it delivered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<Json>,
+}
+
+/// A job without what was said and what was spent: it is as small as its names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobHead {
+    /// The job.
+    pub job_id: JobId,
+    /// Its tenant.
+    pub tenant: Tenant,
+    /// Its session.
+    pub session_id: String,
+    /// Its state.
+    pub state: JobState,
+    /// RFC 3339, UTC.
+    pub accepted_at: String,
 }
 
 /// Sums over the ledger.
@@ -143,6 +158,36 @@ const READ_ENDED: &str = concat!(
  CROSS JOIN LATERAL (SELECT * FROM harness_results r WHERE r.job_id = t.job_id OFFSET 0) r"
 );
 
+const READ_LIVE_HEADS: &str = concat!(
+    "SELECT job_id, session_id, state, ",
+    rfc3339!("accepted_at"),
+    " FROM harness_jobs WHERE job_id = ANY($1)"
+);
+
+const READ_ENDED_HEADS: &str = concat!(
+    "SELECT r.job_id, r.session_id, r.state, ",
+    rfc3339!("r.accepted_at"),
+    "
+  FROM unnest($1::uuid[]) AS t(job_id)
+ CROSS JOIN LATERAL (
+       SELECT job_id, session_id, state, accepted_at FROM harness_results r WHERE r.job_id = t.job_id OFFSET 0) r"
+);
+
+/// What is asked about jobs: of live ones, then of ended ones, each with the question's name; and how a row is read.
+struct Looked<T> {
+    live: (&'static str, &'static str),
+    ended: (&'static str, &'static str),
+    read: fn(&Row) -> T,
+}
+
+const VIEWS: Looked<JobView> =
+    Looked { live: ("jobs_live", READ_LIVE), ended: ("jobs_ended", READ_ENDED), read: read_view };
+const HEADS: Looked<JobHead> = Looked {
+    live: ("live_heads", READ_LIVE_HEADS),
+    ended: ("ended_heads", READ_ENDED_HEADS),
+    read: read_head,
+};
+
 const ENDED_AMONG: &str = "
     SELECT r.job_id, r.state FROM unnest($1::uuid[]) AS t(job_id)
      CROSS JOIN LATERAL (SELECT job_id, state FROM harness_results r WHERE r.job_id = t.job_id OFFSET 0) r";
@@ -205,34 +250,52 @@ impl JobView {
 }
 
 impl Store {
-    /// Returns those of these jobs that the ledger knows, in the order asked for.
+    /// Returns those of these jobs that the ledger knows, in the order asked for. All that was said is among it, so a
+    /// caller that asks for many needs memory for their outputs.
     pub async fn jobs(&self, ids: &[JobId]) -> Result<Vec<JobView>, StoreError> {
-        let found = self.jobs_begun(ids).await?;
-        if found.len() == ids.len() {
-            return Ok(found);
-        }
-        let missing = |found: &[JobView]| -> Vec<JobId> {
-            ids.iter().filter(|id| !found.iter().any(|view| view.job_id == **id)).copied().collect()
-        };
-        let in_inbox = self.inbox_views(&missing(&found)).await?;
-        // What has left the inbox in between is among the jobs now.
-        let left = match missing(&in_inbox) {
-            left if left.is_empty() => found,
-            left => self.jobs_begun(&left).await?,
-        };
-        let mut views: BTreeMap<JobId, JobView> =
-            in_inbox.into_iter().chain(left).map(|view| (view.job_id, view)).collect();
+        let mut views = self.look(ids, VIEWS).await?;
         Ok(ids.iter().filter_map(|id| views.remove(id)).collect())
     }
 
-    async fn jobs_begun(&self, ids: &[JobId]) -> Result<Vec<JobView>, StoreError> {
+    /// The same without what was said and what was spent, for callers that ask about many jobs.
+    pub async fn job_heads(&self, ids: &[JobId]) -> Result<HashMap<JobId, JobHead>, StoreError> {
+        self.look(ids, HEADS).await
+    }
+
+    async fn look<T: From<JobView>>(
+        &self,
+        ids: &[JobId],
+        looked: Looked<T>,
+    ) -> Result<HashMap<JobId, T>, StoreError> {
+        let missing = |found: &HashMap<JobId, T>| -> Vec<JobId> {
+            ids.iter().filter(|id| !found.contains_key(id)).copied().collect()
+        };
+        let mut found = self.look_at_begun(ids, &looked).await?;
+        let left = missing(&found);
+        if left.is_empty() {
+            return Ok(found);
+        }
+        let in_inbox = self.inbox_views(&left).await?;
+        found.extend(in_inbox.into_iter().map(|view| (view.job_id, view.into())));
+        // What has left the inbox in between is among the jobs now.
+        let left = missing(&found);
+        if !left.is_empty() {
+            found.extend(self.look_at_begun(&left, &looked).await?);
+        }
+        Ok(found)
+    }
+
+    async fn look_at_begun<T>(
+        &self,
+        ids: &[JobId],
+        looked: &Looked<T>,
+    ) -> Result<HashMap<JobId, T>, StoreError> {
         let uuids = uuids(ids);
+        let Looked { live, ended, read } = looked;
         // Live ones first: a job that ends in between is then found among the ended.
-        let live = query(&self.pool, "jobs_live", READ_LIVE, &[&uuids]).await?;
-        let ended = query(&self.pool, "jobs_ended", READ_ENDED, &[&uuids]).await?;
-        let mut views: BTreeMap<JobId, JobView> =
-            live.iter().chain(&ended).map(|row| (read_job_id(row, 0), read_view(row))).collect();
-        Ok(ids.iter().filter_map(|id| views.remove(id)).collect())
+        let live = query(&self.pool, live.0, live.1, &[&uuids]).await?;
+        let ended = query(&self.pool, ended.0, ended.1, &[&uuids]).await?;
+        Ok(live.iter().chain(&ended).map(|row| (read_job_id(row, 0), read(row))).collect())
     }
 
     /// Returns those of these jobs that have ended, with their final states.
@@ -268,6 +331,24 @@ impl Store {
             attempts: row.get(4),
         };
         Ok(rows.iter().map(progress).collect())
+    }
+}
+
+impl From<JobView> for JobHead {
+    fn from(view: JobView) -> JobHead {
+        let JobView { job_id, tenant, session_id, state, accepted_at, .. } = view;
+        JobHead { job_id, tenant, session_id, state, accepted_at }
+    }
+}
+
+fn read_head(row: &Row) -> JobHead {
+    let (tenant, session) = SessionKey::split(row.get(1));
+    JobHead {
+        job_id: read_job_id(row, 0),
+        tenant,
+        session_id: session.into(),
+        state: read_state(row, 2),
+        accepted_at: row.get(3),
     }
 }
 

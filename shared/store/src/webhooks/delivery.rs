@@ -18,6 +18,8 @@ use crate::{Page, Store, StoreError};
 pub struct DueDelivery {
     /// Its webhook.
     pub webhook_id: String,
+    /// The webhook's tenant, as the ledger has it.
+    pub tenant: String,
     /// The job whose end it is.
     pub job_id: JobId,
     /// Attempts before this one.
@@ -176,8 +178,13 @@ const TAKE: &str = concat!(
     )
     UPDATE harness_deliveries d SET taken_by = $1, due_at = now() + $6::float8 * interval '1 millisecond'
       FROM taken due WHERE d.webhook_id = due.id AND d.job_id = due.job_id
-    RETURNING d.webhook_id, d.job_id, d.attempts, due.url, due.content, due.secret, due.old_secret"
+    RETURNING d.webhook_id, d.job_id, d.attempts, due.url, due.content, due.secret, due.old_secret, due.tenant"
 );
+
+const SAID_BYTES: &str = "
+    SELECT (coalesce(octet_length(output::text), 0) + coalesce(octet_length(failure::text), 0)
+            + coalesce(octet_length(message::text), 0))::bigint
+      FROM harness_results WHERE job_id = $1";
 
 const DELIVERED: &str = "
     WITH done AS (
@@ -273,6 +280,7 @@ impl Store {
         let rows = query(&self.pool, "take_deliveries", TAKE, &params).await?;
         let read = |row: &Row| DueDelivery {
             webhook_id: row.get(0),
+            tenant: row.get(7),
             job_id: read_job_id(row, 1),
             attempts: row.get::<_, i32>(2).unsigned_abs(),
             url: row.get(3),
@@ -280,6 +288,12 @@ impl Store {
             keys: WebhookKeys { secret: row.get(5), old_secret: row.get(6) },
         };
         Ok(rows.iter().map(read).collect())
+    }
+
+    /// Returns how many bytes an ended job was given, delivered and failed with, without reading them.
+    pub async fn said_bytes(&self, job_id: JobId) -> Result<u64, StoreError> {
+        let rows = query(&self.pool, "said_bytes", SAID_BYTES, &[&Uuid::from(job_id)]).await?;
+        Ok(rows.first().map_or(0, |row| row.get::<_, i64>(0).unsigned_abs()))
     }
 
     /// Records what an attempt came to, unless another process has taken the delivery since. A webhook whose every

@@ -19,6 +19,9 @@ use super::python;
 /// What the server was sent, and when.
 type Seen = Arc<Mutex<Vec<(String, Value, Instant)>>>;
 
+/// How a server answers the nth request, which has this body.
+type Answers = fn(usize, &Value) -> Response;
+
 /// The nth answer: a cut connection, two that ask to come back, and a job.
 fn answer(n: usize, body: &Value) -> Response {
     match n {
@@ -29,6 +32,18 @@ fn answer(n: usize, body: &Value) -> Response {
         2 => (StatusCode::BAD_GATEWAY, "<html>").into_response(),
         _ => (StatusCode::ACCEPTED, known(body).to_string()).into_response(),
     }
+}
+
+/// The nth answer to a batch, of which the first jobs are not accepted at once.
+fn answer_to_batch(n: usize, _: &Value) -> Response {
+    let later = json!({"status": 503, "problem": {"status": 503, "title": "Unavailable"}});
+    let (accepted, known) = (json!({"status": 202}), json!({"status": 200}));
+    let items = match n {
+        0 => json!([later, later]),
+        1 => json!([accepted, later]),
+        _ => json!([known]),
+    };
+    json!({"complete": true, "items": items}).to_string().into_response()
 }
 
 fn cut() -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> {
@@ -45,7 +60,7 @@ fn known(body: &Value) -> Value {
     })
 }
 
-async fn server() -> (String, Seen) {
+async fn server(answer: Answers) -> (String, Seen) {
     let (seen, listener) = (Seen::default(), TcpListener::bind("127.0.0.1:0").await.expect("a port"));
     let address = listener.local_addr().expect("an address");
     let shared = seen.clone();
@@ -73,7 +88,7 @@ fn checked(seen: &Seen) {
 
 #[tokio::test]
 async fn the_rust_client_sends_the_same_job_again_and_honours_retry_after() {
-    let (url, seen) = server().await;
+    let (url, seen) = server(answer).await;
     let spec = job("s", "echo", json!(1));
     let answered = Client::new(&url, None).expect("an address").submit(&spec).await.expect("a job");
     assert_eq!(answered.job_id, spec.job_id);
@@ -82,11 +97,21 @@ async fn the_rust_client_sends_the_same_job_again_and_honours_retry_after() {
 
 #[tokio::test]
 async fn the_python_client_sends_the_same_job_again_and_honours_retry_after() {
-    let (url, seen) = server().await;
+    let (url, seen) = server(answer).await;
     let mut command = python("submit.py", &Api::at(&url), "");
     command.arg("echo");
     let ran = Ran::of(command, "").await;
     assert_eq!(ran.code, 0, "{ran:?}");
     checked(&seen);
     assert_eq!(seen.lock().expect("no panic")[0].1["job_id"], ran.out.trim());
+}
+
+#[tokio::test]
+async fn the_time_in_which_the_python_client_reads_the_jobs_of_a_batch_is_no_time_of_a_try() {
+    let (url, seen) = server(answer_to_batch).await;
+    let mut command = python("slow_batch.py", &Api::at(&url), "");
+    command.args(["1.6", "2"]);
+    let ran = Ran::of(command, "").await;
+    assert_eq!((ran.code, ran.out.as_str()), (0, "202\n200\n200\n"), "{ran:?}");
+    assert_eq!(seen.lock().expect("no panic").len(), 4);
 }

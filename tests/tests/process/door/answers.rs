@@ -84,3 +84,32 @@ async fn answers_that_are_not_taken_have_a_bound_in_bytes_and_one_caller_leaves_
     assert_eq!(whole["output"].as_str().map(str::len), Some(300_000));
     acme.submit(&spec).await.is(202);
 }
+
+#[tokio::test]
+async fn answers_that_callers_without_a_key_do_not_take_leave_their_room_to_the_tenants() {
+    let fleet = Fleet::new().await;
+    let _worker = fleet.worker("worker").start().await;
+    let door = fleet.door("door").set("API_MAX_BODY_BYTES", 4 << 20).set("API_TRUSTED_PROXIES", "127.0.0.1");
+    let door = door.start().await;
+    let api = Api::of(&door).await;
+    let acme = caller(&fleet, &api, "acme", "submit,read,content").await;
+    let job_id = acme.submit(&json!({"agent_id": "echo", "input": "x".repeat(300_000)})).await.is(202);
+    let path = format!("/v1/jobs/{}", job_id.text("job_id"));
+    acme.wait(&job_id.text("job_id")).await.is(200);
+    // Each address has a whole part of its own, which it leaves where it is.
+    let mut kept = Vec::new();
+    for n in 0..4 {
+        let mut sender = slow(&api).await;
+        for _ in 0..4 {
+            let request = Request::get(format!("{}/docs/swagger-ui-bundle.js", api.base()));
+            let request = request.header("x-forwarded-for", format!("192.0.2.{n}"));
+            let request = request.body(Full::default()).expect("a request");
+            kept.push(sender.send_request(request).await.expect("an answer"));
+        }
+    }
+    let statuses: Vec<u16> = kept.iter().map(|answer| answer.status().as_u16()).collect();
+    assert!(statuses.iter().filter(|status| **status == 200).count() >= 4, "{statuses:?}");
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 429 | 503)), "{statuses:?}");
+    let whole = acme.get(&path).await.is(200).json();
+    assert_eq!(whole["output"].as_str().map(str::len), Some(300_000));
+}

@@ -3,7 +3,7 @@
 use http::Method;
 use job::JobId;
 use serde_json::{Value, json};
-use tests::{Api, Fleet, Reply};
+use tests::{Api, Fleet, Reply, until};
 
 use super::upload::Upload;
 
@@ -134,4 +134,54 @@ async fn so_many_batches_run_at_a_time_and_one_tenant_does_not_take_all_places()
     let (status, _, answer) = tokio::task::spawn_blocking(move || ended.end()).await.unwrap();
     assert_eq!((status, &answer["accepted"]), (200, &json!(256)));
     send(&api, "application/x-ndjson", line.to_owned()).await.is(200);
+}
+
+#[tokio::test]
+async fn a_repeated_batch_reads_neither_what_its_jobs_delivered_nor_many_of_their_envelopes_at_a_time() {
+    const JOBS: usize = 128;
+    // Together 128 MiB: far more than a group of small items may cost.
+    const EACH: usize = 1 << 20;
+    const EACH_ENVELOPE: usize = 1 << 19;
+    const MOST_MB: f64 = 100.0;
+    let fleet = Fleet::new().await;
+    let worker = fleet.worker("worker").start().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let by_id = (0..JOBS / 2).map(|_| json!({"agent_id": "echo", "job_id": JobId::now().to_string()}));
+    let by_key = (0..JOBS / 2).map(|n| json!({"agent_id": "echo", "idempotency_key": n.to_string()}));
+    let jobs = json!(by_id.chain(by_key).collect::<Vec<_>>()).to_string();
+    let first = send(&api, "application/json", jobs.clone()).await.is(200).json();
+    assert_eq!(statuses(&first), vec![202; JOBS], "{first}");
+    let ended = "SELECT count(*) FROM harness_results WHERE state = 'succeeded'";
+    until("all have ended", async || (fleet.database.count(ended).await == JOBS as i64).then_some(())).await;
+    let large = format!("UPDATE harness_results SET output = to_json(repeat('x', {EACH}))");
+    fleet.database.execute(&large).await;
+    let before = door.peak_mb();
+    let again = send(&api, "application/json", jobs).await.is(200).json();
+    assert_eq!(statuses(&again), vec![200; JOBS], "{again}");
+    let of = |batch: &Value, field: &str| -> Vec<Value> {
+        batch["items"].as_array().expect("answers").iter().map(|answer| answer[field].clone()).collect()
+    };
+    for field in ["job_id", "session_id", "accepted_at"] {
+        assert_eq!(of(&again, field), of(&first, field));
+    }
+    assert_eq!(of(&again, "state"), vec![json!("succeeded"); JOBS]);
+    assert!(door.peak_mb() - before < MOST_MB, "{} MB", door.peak_mb() - before);
+
+    // Live jobs have their envelopes; those of others are another job's. (What a process has used at most never shrinks.)
+    drop(worker);
+    let door = fleet.door("next").start().await;
+    let api = Api::of(&door).await;
+    let live = (0..JOBS).map(|_| json!({"agent_id": "echo", "job_id": JobId::now().to_string()}));
+    let live = json!(live.collect::<Vec<_>>()).to_string();
+    let first = send(&api, "application/json", live.clone()).await.is(200).json();
+    assert_eq!(statuses(&first), vec![202; JOBS], "{first}");
+    let large = format!(
+        "UPDATE harness_jobs SET message = jsonb_set(message::jsonb, '{{input}}', to_jsonb(repeat('x', {EACH_ENVELOPE})))::json"
+    );
+    fleet.database.execute(&large).await;
+    let before = door.peak_mb();
+    let again = send(&api, "application/json", live).await.is(200).json();
+    assert_eq!(statuses(&again), vec![409; JOBS], "{again}");
+    assert!(door.peak_mb() - before < MOST_MB / 2.0, "{} MB", door.peak_mb() - before);
 }

@@ -3,6 +3,10 @@
 use std::path::Path;
 
 use http::Method;
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
 use tests::{Api, Authority, Fleet, until_ok};
 
@@ -24,6 +28,33 @@ async fn a_certificate_is_served_and_a_renewed_one_is_taken_without_a_restart() 
     std::fs::copy(&renewed.chain, &certificate.chain).expect("written");
     until_ok("the renewed certificate is served", async || get(&second.file()).await).await;
     assert!(get(&certificate.authority).await.is_err());
+}
+
+#[tokio::test]
+async fn http_1_and_http_2_are_both_spoken_over_tls_as_the_client_agrees() {
+    let fleet = Fleet::new().await;
+    let authority = Authority::new();
+    let certificate = authority.certificate("127.0.0.1");
+    let door = fleet.door("door").set("API_TLS_CERT", certificate.chain.display());
+    let door = door.set("API_TLS_KEY", certificate.key.display()).start().await;
+    let address = Api::of(&door).await.base().replace("http://", "");
+    // Who agrees on nothing speaks HTTP/1.
+    for agreed in [Some("h2"), Some("http/1.1"), None] {
+        let stream = authority.connect(&address, agreed).await;
+        let request = http::Request::get(format!("https://{address}/v1/pools")).header("host", &address);
+        let request = request.body(Empty::<Bytes>::new()).expect("a request");
+        let answer = if agreed == Some("h2") {
+            let shaken = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+            let (mut client, connection) = shaken.expect("HTTP/2");
+            tokio::spawn(connection);
+            client.send_request(request).await
+        } else {
+            let (mut client, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP/1");
+            tokio::spawn(connection);
+            client.send_request(request).await
+        };
+        assert_eq!(answer.expect("an answer").status(), 200, "{agreed:?}");
+    }
 }
 
 #[tokio::test]

@@ -1,9 +1,11 @@
 //! What a tenant's model calls have cost, over HTTP: its own alone.
 
+use base64::Engine as _;
 use job::JobId;
 use serde_json::{Value, json};
 use tests::{Api, Fleet};
 
+use super::labels::plans;
 use super::tenants::caller;
 
 /// Writes a call of today.
@@ -87,10 +89,95 @@ async fn a_tenant_sees_the_sums_of_its_own_calls() {
     submits.get("/v1/spend").await.problem(403, None);
     let document = api.get("/v1/openapi.json").await.is(200).json();
     assert!(document["paths"]["/v1/spend"]["get"].is_object());
-    // More sums than an answer may have.
-    let many = "INSERT INTO harness_spend SELECT (now() AT TIME ZONE 'UTC')::date, 'acme', 'coder', 'u' || n, 'large', 1, 1, 0, 0, 0, 0, 0
-                  FROM generate_series(1, 10001) n";
-    fleet.database.execute(many).await;
-    acme.get("/v1/spend?by=user").await.problem(422, Some("by"));
-    acme.get("/v1/spend?by=model").await.is(200);
+}
+
+/// Reads a sum to its end; returns the pages, each as `of: calls`.
+async fn pages(caller: &Api, query: &str, of: &str) -> Vec<Vec<(String, i64)>> {
+    let (mut pages, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = caller.get(&format!("/v1/spend?{query}{cursor}")).await.is(200).json();
+        let rows = page["items"].as_array().expect("rows").iter();
+        let sum = |row: &Value| {
+            (row[of].as_str().expect("a text").to_owned(), row["calls"].as_i64().expect("a number"))
+        };
+        pages.push(rows.map(sum).collect());
+        let Some(next) = page["next"].as_str() else { return pages };
+        cursor = format!("&cursor={next}");
+    }
+}
+
+fn calls(pages: &[Vec<(String, i64)>]) -> Vec<i64> {
+    pages.iter().map(|page| page.iter().map(|(_, calls)| calls).sum()).collect()
+}
+
+/// Calls of today: 25,000 of each of two tenants.
+const MANY: &str = "INSERT INTO harness_calls (call_id, state, tenant, session_id, job_id, epoch, worker_id, agent_id, provider,
+                                       model, reserved_microusd, cost_microusd, request_hash, request_nth, day,
+                                       on_session, on_job, settled_at)
+            SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - n - 100000), 12, '0')
+                    || '70008000' || lpad(to_hex(n), 12, '0'))::uuid,
+                   'settled', CASE WHEN n % 2 = 0 THEN 'acme' ELSE 'other' END, 's', gen_random_uuid(), 1,
+                   gen_random_uuid(), 'a' || n % 3, 'anthropic', 'large', 1, 1, sha256(''), 0,
+                   (now() AT TIME ZONE 'UTC')::date, false, false, now()
+              FROM generate_series(1, 50000) n";
+
+#[tokio::test]
+async fn a_request_sums_up_ten_thousand_rows_and_says_where_the_others_begin() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let acme = caller(&fleet, &api, "acme", "read").await;
+    fleet.database.execute(MANY).await;
+    // What retention has left of the days before: of one, more than a request looks at.
+    let sums = "INSERT INTO harness_spend
+                SELECT (now() AT TIME ZONE 'UTC')::date - days, tenant, 'a9', 'u' || lpad(n::text, 5, '0'), 'large', 1, 1, 0, 0, 0, 0, 0
+                  FROM unnest(ARRAY[1, 2, 40], ARRAY[11000, 4000, 100]) AS of(days, users), generate_series(1, users) n,
+                       unnest(ARRAY['acme', 'other']) AS tenant";
+    fleet.database.execute(sums).await;
+
+    assert_eq!(calls(&pages(&acme, "by=agent", "agent_id").await), [10_000, 10_000, 5_000]);
+    let month = pages(&acme, "by=agent&days=31", "agent_id").await;
+    assert_eq!(calls(&month), [10_000, 10_000, 10_000, 10_000, 0], "{month:?}");
+    assert_eq!(
+        month[2].iter().map(|(agent, _)| agent.as_str()).collect::<Vec<_>>(),
+        ["a0", "a1", "a2", "a9"]
+    );
+    let by_user = pages(&acme, "by=user&days=31", "user_id").await;
+    assert_eq!(calls(&by_user).iter().sum::<i64>(), 40_000);
+    let users = by_user.iter().flatten().map(|(user, _)| user).collect::<std::collections::HashSet<_>>();
+    assert_eq!(users.len(), 11_001, "each, and the calls of nobody");
+    assert!(by_user.iter().all(|page| page.len() <= 10_000));
+
+    // A page of nothing is none that leads on, and a cursor is one that was given.
+    assert_eq!(pages(&api, "by=agent", "agent_id").await, [vec![]]);
+    let forged =
+        |text: &str| format!("/v1/spend?cursor={}", base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(text));
+    for cursor in ["x", "%00", "0198c0de-7a00-7000-8000-000000000001"] {
+        acme.get(&format!("/v1/spend?cursor={cursor}")).await.problem(422, Some("cursor"));
+    }
+    for text in
+        ["{}", "[1]", r#"{"sum":[-1,"a","b","c"]}"#, r#"{"sum":[1,"a\u0000","b","c"]}"#, r#"{"call":"x"}"#]
+    {
+        acme.get(&forged(text)).await.problem(422, Some("cursor"));
+    }
+}
+
+#[tokio::test]
+async fn a_request_reads_no_more_than_its_bound_and_nothing_of_the_others() {
+    let fleet = Fleet::new().await;
+    fleet.database.explain().await;
+    let door = fleet.door("door").set("LOG_LEVEL", "info,tokio_postgres=info").start().await;
+    let api = Api::of(&door).await;
+    let acme = caller(&fleet, &api, "acme", "read").await;
+    fleet.database.execute(MANY).await;
+    fleet.database.execute("VACUUM ANALYZE harness_calls").await;
+    let page = acme.get("/v1/spend?by=agent&days=366").await.is(200).json();
+    assert!(page["next"].is_string(), "{page}");
+    let of_calls = async || Some(plans(&door.log(), "FROM harness_calls")).filter(|plans| !plans.is_empty());
+    for plan in tests::until("the plan is logged", of_calls).await {
+        let pages = plan["Plan"]["Shared Hit Blocks"].as_u64().unwrap_or_default()
+            + plan["Plan"]["Shared Read Blocks"].as_u64().unwrap_or_default();
+        // Each page of the table has as many calls of the one tenant as of the other.
+        assert!(pages < 1_100, "{pages} pages: {plan:#}");
+    }
 }

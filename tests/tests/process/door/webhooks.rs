@@ -1,5 +1,6 @@
 //! An end is sent to the webhooks of its tenant: each kind of end, at least once, signed, and to no address inside.
 
+mod large;
 pub mod receiver;
 
 use std::collections::BTreeMap;

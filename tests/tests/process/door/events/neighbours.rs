@@ -1,11 +1,14 @@
 //! What one follower asks for holds up no other one, and takes bounded memory.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
 
 use job::JobId;
 use serde_json::json;
 use tests::{Api, Fleet, until};
-use tokio::time::timeout;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
 
 /// A session of the ledger, with its row.
 async fn session(fleet: &Fleet, name: &str) {
@@ -93,4 +96,70 @@ async fn large_ends_are_read_in_parts_and_all_of_them_come() {
     println!("{peak} MB at most for 60 MB of results");
     assert!(peak < 100.0, "{peak} MB");
     until("nothing waits", async || (door.metric("harness_followers").await == 1.0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn streams_that_catch_up_hold_up_neither_announced_changes_nor_those_of_which_nothing_is_announced() {
+    const SESSIONS: usize = 24;
+    const ENDED: usize = 6_000;
+    let fleet = Fleet::new().await;
+    for number in 0..SESSIONS {
+        session(&fleet, &format!("away-{number}")).await;
+    }
+    // Ids of the last minute, which ended while the clients were away.
+    let rows = format!(
+        "INSERT INTO harness_results (job_id, session_id, agent_id, pool, state, attempts, iterations, cost_microusd,
+                                      input_tokens, output_tokens, epoch, accepted_at, finished_at)
+         SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - 60000 + n), 12, '0')
+                 || '70008' || lpad(to_hex(session), 3, '0') || lpad(to_hex(n), 12, '0'))::uuid,
+                'away-' || session, 'echo', 'default', 'succeeded', 1, 0, 0, 0, 0, 0, now(), now() - interval '20 s'
+           FROM generate_series(0, {SESSIONS} - 1) session, generate_series(1, {ENDED}) n"
+    );
+    fleet.database.execute(&rows).await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let job_id = api.submit(&json!({"agent_id": "echo"})).await.is(202).text("job_id");
+    let mut quiet = api.events(&format!("/v1/jobs/{job_id}/events"), &[]).await;
+    quiet.next().await.expect("its state");
+
+    let ends = Arc::new(AtomicUsize::new(0));
+    let begins = format!("{}.0.-1.0", UNIX_EPOCH.elapsed().expect("a time").as_millis() - 120_000);
+    let mut streams = JoinSet::new();
+    for number in 0..SESSIONS {
+        let path = format!("/v1/sessions/away-{number}/events");
+        let mut stream = api.events(&path, &[("last-event-id", &begins)]).await;
+        let ends = ends.clone();
+        streams.spawn(async move {
+            loop {
+                stream.named("end").await;
+                ends.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    until("they catch up", async || (ends.load(Ordering::Relaxed) > 1_000).then_some(())).await;
+
+    let unannounced = format!(
+        "WITH gone AS (DELETE FROM harness_jobs WHERE job_id = '{job_id}' RETURNING *)
+         INSERT INTO harness_results (job_id, session_id, agent_id, pool, state, attempts, iterations, cost_microusd,
+                                      input_tokens, output_tokens, epoch, accepted_at)
+         SELECT job_id, session_id, agent_id, pool, 'cancelled', 0, 0, 0, 0, 0, 0, accepted_at FROM gone"
+    );
+    fleet.database.execute(&unannounced).await;
+    let begun = Instant::now();
+    let end = timeout(Duration::from_secs(4), quiet.named("end")).await.expect("it is read every 2 s");
+    assert_eq!(end.text("job_id"), job_id);
+    println!("an end that was not announced came after {:?}", begun.elapsed());
+    for _ in 0..5 {
+        let job_id = api.submit(&json!({"agent_id": "echo"})).await.is(202).text("job_id");
+        let mut stream = api.events(&format!("/v1/jobs/{job_id}/events"), &[]).await;
+        stream.next().await.expect("its state");
+        api.post(&format!("/v1/jobs/{job_id}/cancel"), &json!(null)).await.is(200);
+        let begun = Instant::now();
+        let end = timeout(Duration::from_secs(1), stream.named("end")).await.expect("it was announced");
+        assert_eq!(end.text("job_id"), job_id);
+        println!("an announced end came after {:?}", begun.elapsed());
+    }
+    let came = ends.load(Ordering::Relaxed);
+    println!("{came} of {} ends had come", SESSIONS * ENDED);
+    assert!(came < SESSIONS * ENDED, "they had caught up before");
 }
