@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, Name, Usd, WorkerId};
+use job::{Failure, FailureCode, JobId, JobSpec, JobState, Json, LimitKeys, Name, Usd, WorkerId};
 use serde_json::json;
 use sqlx::PgConnection;
 use store::{
@@ -42,9 +42,9 @@ impl Real {
         Real { store, sql, workers, jobs, epochs: Default::default(), claims, admitter }
     }
 
-    /// Returns to the initial state, with other jobs. These bits of them are not due before the walk says so.
-    pub async fn begin_anew(&mut self, later: u8, line: bool) {
-        self.store.set_line("a walk", &Name::default(), line).await.expect("an answer");
+    /// Returns to the initial state of this ledger, with other jobs. Those that are later are not due before the walk says so.
+    pub async fn begin_anew(&mut self, ledger: &Ledger) {
+        self.store.set_line("a walk", &Name::default(), ledger.line).await.expect("an answer");
         let empty =
             "TRUNCATE harness_jobs, harness_results, harness_sessions, harness_checkpoints, harness_history, harness_workers,
               harness_inputs";
@@ -52,7 +52,9 @@ impl Real {
         self.workers.clear();
         for (at, spec) in self.jobs.iter_mut().enumerate() {
             spec.job_id = JobId::now();
-            spec.delay_ms = (later & 1 << at != 0).then_some(HOUR.as_millis() as u64);
+            spec.delay_ms = (ledger.later & 1 << at != 0).then_some(HOUR.as_millis() as u64);
+            let key = (ledger.keyed & 1 << at != 0).then(|| "key".parse().expect("a name"));
+            spec.limits = LimitKeys::of(key).expect("a key");
         }
         self.epochs = Default::default();
         self.claims.clear();

@@ -180,6 +180,7 @@ wal_level = replica
 max_wal_size = 2GB
 log_line_prefix = '%m [%p] %q%u@%d/%a '
 log_min_messages = warning
+${HARNESS_DEV_POSTGRES_CONF:-}
 SETTINGS
     chmod 644 "$1/harness.conf"
 }
@@ -188,6 +189,9 @@ SETTINGS
 postgres_launch() {
     local programs=$1 folder=$2 pid
     postgres_configure "$folder"
+    # On ext4, a new file passes by every inode of its group that was freed in the last minutes. Tests drop and make many
+    # databases, so each gets a group of its own: that saves a third of the server's time.
+    chattr +T "$folder/base" 2>/dev/null || true
     if [[ -e $POSTGRES_LOG ]]; then mv -f "$POSTGRES_LOG" "$POSTGRES_LOG.1"; fi
     (postgres_exec "$folder" "$programs/postgres" -D "$folder") </dev/null >"$POSTGRES_LOG" 2>&1 &
     pid=$!

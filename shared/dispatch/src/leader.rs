@@ -8,7 +8,7 @@ use std::time::Duration;
 use job::Trouble;
 use store::{Leadership, Store, StoreError};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -47,10 +47,30 @@ impl Leader {
 
     /// Renews the lease, or tries to get it, until asked to stop. Then it gives the lease back.
     pub async fn keep(&self, store: &Store, stop: &CancellationToken) {
+        self.keep_while(store, stop, || true).await;
+    }
+
+    /// As [`Leader::keep`], where this process may be unable to do what a leader does. When it was for as long as a lease lasts,
+    /// it gives the lease back again and again, for two beats of the others: one that is able keeps it.
+    pub async fn keep_while(&self, store: &Store, stop: &CancellationToken, is_able: impl Fn() -> bool) {
+        let (mut able_at, mut leaves_until, mut inability) = (Instant::now(), None, Trouble::default());
         let mut beat = interval(self.lease / 5);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut trouble = Trouble::default();
         while stop.run_until_cancelled(beat.tick()).await.is_some() {
+            if is_able() {
+                (able_at, leaves_until) = (Instant::now(), None);
+                inability.ends();
+            } else if able_at.elapsed() >= self.lease && self.leadership().is_some() {
+                if inability.begins() {
+                    warn!(lease = self.name, "cannot do what its lease is for, and leaves that to others");
+                }
+                self.resign(store).await;
+                leaves_until = Some(Instant::now() + self.lease / 5 * 2);
+            }
+            if leaves_until.is_some_and(|until| Instant::now() < until) {
+                continue;
+            }
             match self.contend(store).await {
                 Ok(()) => drop(trouble.ends()),
                 Err(cause) => {

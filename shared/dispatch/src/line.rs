@@ -1,8 +1,12 @@
 //! The admitter: gives the jobs that wait in a pool's line their turns.
 //!
-//! Of all relays one admits at a time (the lease `admission`), and its transactions hold only while it does. It keeps as many
-//! jobs on their way to the workers as these have free slots, and what they start in 50 ms, and one: so a slot never
-//! waits for its next job, and a job that comes late and is wanted soon has few before it. Who is next, [`turns`] decides.
+//! Of all relays one admits at a time (the lease `admission`), and its transactions hold only while it does. One that has no
+//! broker for as long as a lease lasts leaves it to others. It keeps as many jobs on their way to the workers as these have free
+//! slots, and what they start in 50 ms, and one: so a slot never waits for its next job, and a job that comes late and is wanted soon
+//! has few before it. Who is next, [`turns`] decides.
+//!
+//! While nothing waits in a pool, it grants that window to all who take in new jobs: these publish one at once as long as fewer are
+//! on their way, which each counts for itself. So a job of an idle pool waits for no look.
 //!
 //! What an admitter remembers ([`LineView`]) only saves reading: a successor begins with nothing, and finds the same.
 
@@ -17,8 +21,8 @@ use job::{Name, Trouble};
 use prometheus::{Histogram, register_histogram};
 use queue::BrokerStatus;
 use store::{
-    Admitted, AdmittedJob, InFlight, Leadership, LineBounds, LineFacts, LineTake, OldestInFlight, PoolSeen,
-    Store, StoreError,
+    Admitted, AdmittedJob, Grant, InFlight, Leadership, LineBounds, LineFacts, LineTake, OldestInFlight,
+    PoolSeen, Store, StoreError,
 };
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -53,6 +57,9 @@ const BATCH: u64 = 512;
 const ROUNDS: usize = 8;
 /// What was seen a while ago is unknown to the autoscaler, so it is written down sooner.
 const NOTED_AFTER: Duration = Duration::from_secs(5);
+/// A grant is for so many messages at most. It is used as often as they are taken, also after the free slots of the note are: so
+/// many jobs may then stand before one that comes first.
+const MOST_GRANTED: u64 = 32;
 /// How long to wait at the end for what is on its way to the broker.
 const LAST_SENT: Duration = Duration::from_secs(2);
 /// How many jobs leave lines of pools that have none any more, in a transaction, and how many of these in a second.
@@ -72,7 +79,8 @@ static ADMISSION: LazyLock<Histogram> = LazyLock::new(|| {
 pub(crate) async fn run(dispatch: &Dispatch, stop: &CancellationToken) {
     LazyLock::force(&ADMISSION);
     let leader = Leader::new(LEASE_NAME.to_owned(), LEASE, |_| {});
-    tokio::join!(leader.keep(&dispatch.store, stop), admit(dispatch, &leader, stop));
+    let may_publish = || takes_messages(dispatch);
+    tokio::join!(leader.keep_while(&dispatch.store, stop, may_publish), admit(dispatch, &leader, stop));
 }
 
 async fn admit(dispatch: &Dispatch, leader: &Leader, stop: &CancellationToken) {
@@ -125,6 +133,8 @@ struct Admitter {
     /// Where the messages of the next look begin, and when all are read again.
     oldest: OldestInFlight,
     read_all_at: Option<Instant>,
+    /// How long reading from there took last: so long it takes all others, too, who count what is on its way.
+    counting: Duration,
     /// Until when each pool without a known line is looked at for itself, because looking at all of them took long.
     apart_until: Option<Instant>,
     /// Which pool is the first of the next look: what a tenant's bound leaves over all pools is given there first.
@@ -175,8 +185,9 @@ impl Admitter {
         let all = self.read_all_at.is_none_or(|at| begun >= at);
         let from = if all { &OldestInFlight::new() } else { &self.oldest };
         let facts = dispatch.store.line_facts(from).await;
-        if all {
-            self.read_all_at = Some(begun + (begun.elapsed() * REST).max(FRESH_FOR));
+        match all {
+            true => self.read_all_at = Some(begun + (begun.elapsed() * REST).max(FRESH_FOR)),
+            false => self.counting = begun.elapsed(),
         }
         let facts = facts?;
         self.oldest.clone_from(&facts.oldest);
@@ -217,8 +228,7 @@ impl Admitter {
     ) -> Result<Given, StoreError> {
         let mut all = Given::default();
         // Without a broker, jobs are better left where they are: their turn can still change.
-        let ready = matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. });
-        if facts.pools.is_empty() || !ready || dispatch.broker.held_up().is_some() {
+        if facts.pools.is_empty() || !takes_messages(dispatch) {
             return Ok(all);
         }
         let bounds = &*self.bounds(dispatch).await?;
@@ -282,23 +292,34 @@ impl Admitter {
             }
         }
         let bounds = self.bounds(dispatch).await?;
-        let (mut seen, mut failed): (BTreeMap<Name, PoolSeen>, _) = (BTreeMap::new(), Ok(()));
+        let may_grant = takes_messages(dispatch) && self.counting <= SLOW;
+        let (mut noted, mut failed) = (BTreeMap::new(), Ok(()));
         for pool in &facts.pools {
             let view = self.pools.entry(pool.clone()).or_default();
-            if idle.contains(pool) {
+            let seen = if idle.contains(pool) {
                 view.clear();
-                seen.insert(pool.clone(), PoolSeen::default());
-                continue;
-            }
-            let places = Places::new(pool, &facts.in_flight, &bounds);
-            match view.see(&dispatch.store, pool, places).await {
-                Ok(of_pool) => drop(seen.insert(pool.clone(), of_pool)),
-                // The other pools' are written down all the same.
-                Err(error) => failed = Err(error),
-            }
+                PoolSeen::default()
+            } else {
+                let places = Places::new(pool, &facts.in_flight, &bounds);
+                match view.see(&dispatch.store, pool, places).await {
+                    Ok(seen) => seen,
+                    // The other pools' are written down all the same.
+                    Err(error) => {
+                        failed = Err(error);
+                        continue;
+                    }
+                }
+            };
+            let messages = if may_grant && seen.waiting() == 0 {
+                window(pool, facts, AHEAD_S).min(MOST_GRANTED)
+            } else {
+                0
+            };
+            let counted_from = facts.oldest.get(pool.as_str()).copied().unwrap_or_default();
+            noted.insert(pool.clone(), (seen, Grant { messages, counted_from }));
         }
-        if !seen.is_empty() {
-            dispatch.store.note_seen(leadership, &seen).await?;
+        if !noted.is_empty() {
+            dispatch.store.note_seen(leadership, &noted).await?;
         }
         let rest = begun.elapsed() * REST;
         self.note_at = Some(begun + rest.clamp(FRESH_FOR, NOTED_AFTER));
@@ -373,6 +394,12 @@ impl LineView {
             });
         }
     }
+}
+
+/// Whether the broker takes messages.
+fn takes_messages(dispatch: &Dispatch) -> bool {
+    let ready = matches!(*dispatch.broker.status().borrow(), BrokerStatus::Ready { .. });
+    ready && dispatch.broker.held_up().is_none()
 }
 
 /// Notes the places of those that have their turn now: the next pool finds them taken.

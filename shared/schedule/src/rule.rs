@@ -4,13 +4,15 @@
 //! one hour fires once a day in any case: at the end of the gap, or at the first of the two. Any other one follows the
 //! clock on the wall: it skips what the gap leaves out, and fires twice in what is repeated. No instant comes twice.
 
-use chrono::{DateTime, Offset, SecondsFormat, Utc};
+use chrono::{DateTime, Offset, SecondsFormat, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
 
 use crate::Wrong;
 
+/// Minutes of the longest gap: a clock that crosses the date line leaves out a day.
+const MOST_LEFT_OUT: i64 = 25 * 60;
 const RIGHT: &str = "expected five fields such as \"0 8 * * 1-5\" (minute, hour, day, month, weekday)";
 
 /// A cron expression in a zone.
@@ -18,6 +20,8 @@ const RIGHT: &str = "expected five fields such as \"0 8 * * 1-5\" (minute, hour,
 pub struct Rule {
     cron: Cron,
     zone: Tz,
+    /// Whether it has one minute and one hour.
+    is_fixed: bool,
 }
 
 impl Rule {
@@ -35,14 +39,33 @@ impl Rule {
         if parsed.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, false).is_err() {
             return Err(wrong(format!(", which never comes, {RIGHT}")));
         }
-        Ok(Rule { cron: parsed, zone })
+        let is_number = |field: &str| field.bytes().all(|byte| byte.is_ascii_digit());
+        let is_fixed = cron.split_ascii_whitespace().take(2).all(is_number);
+        Ok(Rule { cron: parsed, zone, is_fixed })
     }
 
     /// Returns the first instant behind this one.
     pub fn after(&self, unix_ms: u64) -> Option<u64> {
         let from = moment(unix_ms)?.with_timezone(&self.zone);
-        let next = self.cron.find_next_occurrence(&from, false).ok()?;
+        let next = match self.is_fixed {
+            true => self.next_on_the_wall(&from)?,
+            false => self.cron.find_next_occurrence(&from, false).ok()?,
+        };
         u64::try_from(next.timestamp_millis()).ok().filter(|next| *next > unix_ms)
+    }
+
+    /// Goes by the clock on the wall alone, and then looks when it shows that time, or the first one behind the gap that leaves it
+    /// out. (The parser's crate asks whether the day behind the gap matches; in Nuuk the gap is the last hour of a Saturday.)
+    fn next_on_the_wall(&self, from: &DateTime<Tz>) -> Option<DateTime<Tz>> {
+        let mut wall = from.naive_local();
+        loop {
+            wall = self.cron.find_next_occurrence(&wall.and_utc(), false).ok()?.naive_utc();
+            let shown = (0..MOST_LEFT_OUT).map(|minute| wall + TimeDelta::minutes(minute));
+            let next = shown.filter_map(|time| self.zone.from_local_datetime(&time).earliest()).next()?;
+            if next > *from {
+                return Some(next);
+            }
+        }
     }
 }
 

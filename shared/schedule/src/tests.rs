@@ -17,7 +17,7 @@ fn at(text: &str) -> u64 {
 }
 
 /// Weeks around both clock changes of 2026.
-const ZONES: [(&str, &str, &str); 7] = [
+const ZONES: [(&str, &str, &str); 8] = [
     ("Europe/Berlin", "2026-03-26T00:00:00Z", "2026-10-22T00:00:00Z"),
     ("America/New_York", "2026-03-05T00:00:00Z", "2026-10-29T00:00:00Z"),
     ("America/St_Johns", "2026-03-05T00:00:00Z", "2026-10-29T00:00:00Z"),
@@ -25,6 +25,8 @@ const ZONES: [(&str, &str, &str); 7] = [
     ("Australia/Lord_Howe", "2026-10-01T00:00:00Z", "2026-04-02T00:00:00Z"),
     // At midnight.
     ("Africa/Cairo", "2026-04-21T00:00:00Z", "2026-10-27T00:00:00Z"),
+    // The last hour of a Saturday is left out.
+    ("America/Nuuk", "2026-03-26T00:00:00Z", "2026-10-22T00:00:00Z"),
     ("Asia/Kolkata", "2026-03-26T00:00:00Z", "2026-10-22T00:00:00Z"),
     ("UTC", "2026-03-26T00:00:00Z", "2026-10-22T00:00:00Z"),
 ];
@@ -73,7 +75,7 @@ fn minute_by_minute(
         // The times of day that the clock left out just before this minute.
         let mut left_out = before + chrono::Duration::minutes(1);
         while left_out < here {
-            if matches(left_out) && days.contains(&here.weekday().num_days_from_sunday()) {
+            if matches(left_out) {
                 return true;
             }
             left_out += chrono::Duration::minutes(1);
@@ -311,4 +313,15 @@ fn a_firing_is_the_same_job_each_time() {
     assert_eq!((id.get_version_num(), (id.as_u128() >> 80) as u64), (7, instant));
     assert_eq!(id.get_variant(), uuid::Variant::RFC4122);
     assert!(id != firing_id(other, instant) && id != firing_id(one, instant + 1));
+}
+
+#[test]
+fn a_time_in_a_gap_before_midnight_fires_at_its_end_though_that_is_another_day() {
+    let rule = Rule::read("30 23 * * 6", "America/Nuuk").unwrap();
+    let fired = walk(&rule, at("2026-03-23T00:00:00Z"), at("2026-04-06T00:00:00Z"));
+    // Sunday, 00:00, of 29 March; and the Saturday after it.
+    assert_eq!(fired, [at("2026-03-29T01:00:00Z"), at("2026-04-05T00:30:00Z")]);
+    // Samoa has had no 30 December in 2011.
+    let rule = Rule::read("0 8 30 12 *", "Pacific/Apia").unwrap();
+    assert_eq!(rule.after(at("2011-12-01T00:00:00Z")), Some(at("2011-12-30T10:00:00Z")));
 }

@@ -53,5 +53,5 @@ pub use list::{JobFilter, JobLine, Page};
 pub(crate) use lost::pools_in;
 pub(crate) use next::heads;
 pub use now::{COUNTED_TO, FleetNow, JobNow, PoolNow, TenantNow};
-pub use status::{FleetCounts, JobView, SessionProgress};
+pub use status::{FleetCounts, JobHead, JobView, SessionProgress};
 pub use taken_keys::{JobKey, KeyCursor, KeyKind};

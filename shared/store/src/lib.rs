@@ -57,13 +57,13 @@ pub use inbox::{ChangedRole, InboxBacklog, InboxBounds, InboxRow, InboxTurn, Rol
 pub use jobs::{
     Acceptance, Accepted, Answer, Answered, Ask, COUNTED_TO, Cancelled, CheckpointRow, Claim, ClaimRequest,
     Claimed, Concluded, Conclusion, DueJob, End, EndedJob, EndedWaiting, FailedJob, FailureFilter,
-    FleetCounts, FleetNow, Fold, HeldBack, InboxPlace, JobFacts, JobFilter, JobKey, JobLine, JobNow, JobView,
-    KeyCursor, KeyKind, KnownJob, LiveAndEnded, LiveJob, LiveSession, OpenInput, Page, PlaceInLine, PoolNow,
-    RunFold, STEPS, SessionProgress, SessionState, Standing, Step, StepPlace, Steps, StepsOf, Suspicion,
-    Taken, TenantNow, Turn, Unwanted,
+    FleetCounts, FleetNow, Fold, HeldBack, InboxPlace, JobFacts, JobFilter, JobHead, JobKey, JobLine, JobNow,
+    JobView, KeyCursor, KeyKind, KnownJob, LiveAndEnded, LiveJob, LiveSession, OpenInput, Page, PlaceInLine,
+    PoolNow, RunFold, STEPS, SessionProgress, SessionState, Standing, Step, StepPlace, Steps, StepsOf,
+    Suspicion, Taken, TenantNow, Turn, Unwanted,
 };
 pub use line::{
-    Admitted, AdmittedJob, BusyJob, ChangedLimit, ChangedPool, HIGHEST_LIMIT, InFlight, LimitView,
+    Admitted, AdmittedJob, BusyJob, ChangedLimit, ChangedPool, Grant, HIGHEST_LIMIT, InFlight, LimitView,
     LineBounds, LineCount, LineFacts, LinePlace, LineTake, MOST_LIMITS, OldestInFlight, PoolCapacity,
     PoolSeen, PoolView,
 };
@@ -80,8 +80,9 @@ pub use sessions::{
 };
 pub use spend::{
     AccountView, Budget, BudgetGauge, CacheEntry, CacheLookup, CallOutcome, CallTokens, GivenAnswer, Limit,
-    Lookup, NewCall, PaidRequest, Period, RateUse, Reserved, Scope as SpendScope, Settled, SettledCall,
-    ShutFor, ShutKey, SpendBy, SpendGauges, SpendRow, StoredAnswer, Take, UnknownCall,
+    Lookup, MOST_OF_A_CALL, NewCall, PaidRequest, Period, RateUse, Reserved, Scope as SpendScope, Settled,
+    SettledCall, ShutFor, ShutKey, SpendBy, SpendGauges, SpendPage, SpendPlace, SpendRow, StoredAnswer, Take,
+    UnknownCall,
 };
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};

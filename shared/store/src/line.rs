@@ -13,6 +13,6 @@ mod facts;
 mod admit;
 
 pub use admit::{Admitted, AdmittedJob, BusyJob, LinePlace, LineTake};
-pub use facts::{InFlight, LineBounds, LineCount, LineFacts, OldestInFlight, PoolCapacity, PoolSeen};
+pub use facts::{Grant, InFlight, LineBounds, LineCount, LineFacts, OldestInFlight, PoolCapacity, PoolSeen};
 pub use limits::{ChangedLimit, HIGHEST_LIMIT, LimitView, MOST_LIMITS};
 pub use pools::{ChangedPool, PoolView};

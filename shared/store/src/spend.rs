@@ -11,7 +11,8 @@
 //! * **Money is a fact.** A call may be settled after its lease is lost, and after it became `unknown`; once. A
 //!   settlement of a call that is not there is kept, and the reservation that arrives after it is refused.
 //! * **Lock first, decide second.** A reservation locks its job's row, so that no newer run begins meanwhile, and then
-//!   the accounts that carry a limit, in the order of their keys. It decides in a later statement.
+//!   the accounts that carry a limit, in the order of their keys. It decides in a later statement, and only on accounts
+//!   that it has locked.
 //! * **Only what is spent stops a job.** What others hold makes it wait.
 //! * **An account is locked, not rewritten, by each call**: moves are appended, and folded now and then.
 //! * **Rate limits only make calls wait.** What a call takes of its key's limits is decided with its reservation, and what
@@ -20,6 +21,7 @@
 mod account;
 mod rates;
 mod call;
+mod deciding;
 mod reserve;
 mod settle;
 mod unsettled;
@@ -38,12 +40,12 @@ pub use answers::{GivenAnswer, StoredAnswer};
 pub use budgets::{AccountView, Budget};
 pub use cache::CacheEntry;
 pub(crate) use cache::CacheHealth;
-pub use call::{CacheLookup, CallTokens, Lookup, NewCall};
+pub use call::{CacheLookup, CallTokens, Lookup, MOST_OF_A_CALL, NewCall};
 pub use gauges::{BudgetGauge, SpendGauges};
 pub use keys::{ShutFor, ShutKey};
 pub use rates::{RateUse, Take};
 pub use repaid::PaidRequest;
-pub use report::{SpendBy, SpendRow, UnknownCall};
+pub use report::{SpendBy, SpendPage, SpendPlace, SpendRow, UnknownCall};
 pub(crate) use reserve::Reservation;
 pub use reserve::Reserved;
 pub use settle::{CallOutcome, Settled, SettledCall};

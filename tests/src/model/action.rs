@@ -33,7 +33,7 @@ pub enum Action {
     Pick(usize, Job),
     /// An admitter admits what it has chosen, if it still leads.
     Admit(usize),
-    /// The admitter that leads writes down whether jobs wait in the line.
+    /// The admitter that leads writes down whether jobs wait in the line; while none do, it grants that new ones pass by it.
     Note,
     /// It goes on with a job whose session it found busy.
     Block(Job),

@@ -68,13 +68,17 @@ pub enum Broken {
     TakenPastTheLimit,
     /// A worker takes a session's next job although jobs wait in the line.
     TakenPastTheLine,
+    /// A new job with a limit key is published under a grant.
+    GrantedPastTheLimit,
+    /// A grant does not end when jobs wait in the line.
+    GrantKept,
     /// A message claims a job that waits in the line.
     WaitingClaimed,
 }
 
 impl Broken {
     /// All broken rules.
-    pub const ALL: [Broken; 30] = [
+    pub const ALL: [Broken; 32] = [
         Broken::NoEpochCheck,
         Broken::RescueWithoutBump,
         Broken::AckBeforeClaim,
@@ -104,6 +108,8 @@ impl Broken {
         Broken::MessagesNotCounted,
         Broken::TakenPastTheLimit,
         Broken::TakenPastTheLine,
+        Broken::GrantedPastTheLimit,
+        Broken::GrantKept,
         Broken::WaitingClaimed,
     ];
 
@@ -116,6 +122,8 @@ impl Broken {
                 | Broken::MessagesNotCounted
                 | Broken::TakenPastTheLimit
                 | Broken::TakenPastTheLine
+                | Broken::GrantedPastTheLimit
+                | Broken::GrantKept
                 | Broken::WaitingClaimed
         )
     }
@@ -140,8 +148,9 @@ impl Broken {
             Broken::AdmittedWithoutLead
             | Broken::MessagesNotCounted
             | Broken::TakenPastTheLimit
+            | Broken::GrantedPastTheLimit
             | Broken::WaitingClaimed => Promise::WithinLimit,
-            Broken::TakenPastTheLine => Promise::NonePassesTheLine,
+            Broken::TakenPastTheLine | Broken::GrantKept => Promise::NonePassesTheLine,
             Broken::CheckpointAppendedAgain | Broken::FoldForgotten => Promise::CountedOnce,
             Broken::OwnLeaseReadAsForeign
             | Broken::UnknownJobsKept

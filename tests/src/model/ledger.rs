@@ -35,6 +35,8 @@ pub struct Ledger {
     pub leadership: u8,
     /// Whether jobs wait in the line, as the leader has last written down.
     pub noted: bool,
+    /// Whether the leader grants, as it has last written down, that a new job is published while no message is on its way.
+    pub grants: bool,
     /// What jobs ask persons.
     pub inputs: [Input; JOBS],
     /// Workers.
@@ -222,7 +224,9 @@ impl Ledger {
     fn accept(&mut self, broken: Broken, job: Job) -> bool {
         let new = !self.knows(job);
         if new {
-            self.insert(broken, job, if self.line { JobState::Waiting } else { JobState::Publishing });
+            let at_once = !self.line || self.is_granted(broken, job);
+            self.marks.mark(Promise::NonePassesTheLine, self.line && at_once && self.noted);
+            self.insert(broken, job, if at_once { JobState::Publishing } else { JobState::Waiting });
         }
         new
     }
@@ -271,6 +275,24 @@ impl Ledger {
         let by_limit = self.is_keyed(job) && broken != Broken::TakenPastTheLimit;
         let by_line = self.noted && broken != Broken::TakenPastTheLine;
         self.line && (by_limit || by_line)
+    }
+
+    /// Whether a new job is published without its turn.
+    fn is_granted(&self, broken: Broken, job: Job) -> bool {
+        let is_message = |row: &Row| matches!(row.state, JobState::Publishing | JobState::Queued);
+        let by_limit = self.is_keyed(job) && broken != Broken::GrantedPastTheLimit;
+        self.grants && !by_limit && !self.rows.iter().flatten().any(is_message)
+    }
+
+    /// Writes down whether jobs wait in the line; while none do, new ones may pass by it.
+    pub fn note(&mut self, broken: Broken) {
+        self.noted = self.has_waiting();
+        self.grants = !self.noted || self.grants && broken == Broken::GrantKept;
+    }
+
+    /// Whether a note would change anything.
+    pub fn is_news(&self) -> bool {
+        self.noted != self.has_waiting() || self.grants == self.has_waiting()
     }
 
     /// Admits a job, for who leads. No limit is looked at: who leads has done so, and nobody else gives places.

@@ -84,7 +84,7 @@ impl Fleet {
     fn possible_for_admitters(&self, actions: &mut Vec<Action>) {
         actions.extend((0..ADMITTERS).filter(|at| self.picks[*at].is_some()).map(Action::Admit));
         actions.extend(self.seen_busy.map(Action::Block));
-        if self.ledger.noted != self.ledger.has_waiting() {
+        if self.ledger.is_news() {
             actions.push(Action::Note);
         }
         // One that has chosen nothing loses nothing with it.

@@ -41,7 +41,7 @@ pub enum Promise {
     NoneWaitsForLater = 4096,
     /// No more jobs with a limit key have a place than its max.
     WithinLimit = 8192,
-    /// A worker takes no session's next job while jobs are known to wait in the line.
+    /// No session's next job is taken, and no new one published, while jobs are known to wait in the line.
     NonePassesTheLine = 16384,
 }
 
@@ -99,7 +99,7 @@ impl Promise {
             Promise::AnsweredOnce => "what became of a call is decided once",
             Promise::NoneWaitsForLater => "no job waits for one that is not due yet",
             Promise::WithinLimit => "no more jobs with a limit key have a place than its max",
-            Promise::NonePassesTheLine => "no session's next job is taken past what waits in the line",
+            Promise::NonePassesTheLine => "no job passes those that are known to wait in the line",
             Promise::CertainCulprit => "none of several suspects is charged with the death of their worker",
         }
     }

@@ -72,7 +72,7 @@ impl Step<'_> {
                     self.fleet.relays[usize::from(job)] = Relay::Publishes;
                 }
             }
-            Action::Note => self.fleet.ledger.noted = self.fleet.ledger.has_waiting(),
+            Action::Note => self.fleet.ledger.note(self.broken),
             Action::Block(job) => {
                 self.call(Call::Block(job));
                 self.fleet.seen_busy = None;

@@ -3,8 +3,9 @@
 
 use job::{JobSpec, Json, SessionKey};
 use serde_json::json;
+use sqlx::Connection as _;
 use store::{CheckpointRow, Claimed, End, Fold, Store};
-use tests::{Database, OwnPostgres, Runner, claimed, done, folded, job, older_worker};
+use tests::{Database, OwnPostgres, Runner, claimed, done, folded, job, older_worker, until};
 
 /// An entry with a string of so many bytes that cannot be compressed; equal for equal seeds.
 fn image(seed: u64, bytes: usize) -> String {
@@ -232,4 +233,42 @@ async fn a_producer_of_an_older_release_empties_a_session_with_its_blobs() {
     database.execute(empty).await;
     assert_eq!(blobs(&database).await, (0, 0));
     assert_eq!(found(&database).await, [""; 0]);
+}
+
+/// Empties a session whose blobs somebody has locked, and accepts a job of the session meanwhile, which needs no lock of it.
+async fn emptied_while_a_job_comes(fold: bool) {
+    let (database, store, runner) = world().await;
+    let image = image(1, 100_000);
+    let run = claim(&runner, &job("s", "echo", json!(1))).await;
+    says(&runner, &run, 0, &[&image]).await;
+    end(&runner, &run, End::Succeeded(Json::null()), fold.then(|| whole(&[&image], 1))).await;
+    let mut other = database.connect().await;
+    let mut holding = other.begin().await.expect("a transaction");
+    sqlx::query("SELECT FROM harness_blobs FOR UPDATE").execute(&mut *holding).await.expect("locked");
+    let next = job("s", "echo", json!(2));
+    let key = key();
+    let emptying = store.empty_session("somebody", &key);
+    let accepting = async {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        until("it waits", async || (database.count(waits).await > 0).then_some(())).await;
+        store.accept(std::slice::from_ref(&next)).await.expect("accepted");
+        holding.commit().await.expect("committed");
+    };
+    let (emptied, ()) = tokio::join!(emptying, accepting);
+    let left = "SELECT (SELECT count(*) FROM harness_blobs) + (SELECT count(*) FROM harness_history)
+                     + (SELECT count(*) FROM harness_checkpoints)";
+    assert_eq!(
+        (emptied.expect("an answer"), database.count(left).await),
+        (store::Emptied::Done, 0),
+        "fold: {fold}"
+    );
+    database.audited().await;
+    let run = claim(&runner, &next).await;
+    assert!(run.session.missing.is_none() && !texts(&run).contains("image"), "fold: {fold}");
+}
+
+#[tokio::test]
+async fn a_job_that_comes_while_its_session_is_emptied_finds_an_empty_session() {
+    emptied_while_a_job_comes(true).await;
+    emptied_while_a_job_comes(false).await;
 }

@@ -5,12 +5,14 @@ mod turns;
 mod limits;
 mod outages;
 mod crowds;
+mod grants;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use job::{JobSpec, JobState, Lane, LimitKeys, Name, OnBusy, Tenant};
 use serde_json::json;
-use store::{Accepted, End, Leadership, LinePlace, LineTake, Store};
+use store::{Accepted, End, Grant, Leadership, LinePlace, LineTake, PoolSeen, Store};
 use tests::{Database, Fleet, Runner, claimed, job, until};
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -162,6 +164,60 @@ async fn what_has_begun_before_is_the_first_again() {
     assert_eq!(found.iter().map(|place| place.lane).collect::<Vec<_>>(), [0]);
     assert_eq!(store.admit(&leadership, &pool, &found_takes(&found)).await.unwrap().due.len(), 1);
     claimed(runner.claim(&spec).await.unwrap());
+    database.audited().await;
+}
+
+#[tokio::test]
+async fn a_session_is_demand_for_one_job_in_however_many_lines_it_waits() {
+    let (_database, store) = with_line().await;
+    let keyed = |n: usize| JobSpec {
+        limits: LimitKeys::of([name(&format!("k-{n}"))]).unwrap(),
+        ..job("s", "echo", json!(n))
+    };
+    let mut jobs: Vec<JobSpec> = (0..5).map(keyed).collect();
+    jobs.push(JobSpec { lane: Lane::High, ..job("other", "echo", json!(1)) });
+    store.accept(&jobs).await.unwrap();
+    let pool = name("default");
+    let lines = store.find_lines(&pool, None, 3, 10).await.unwrap();
+    let counts = store.count_lines(&pool, &lines, 10).await.unwrap();
+    assert_eq!(counts.iter().map(|count| (count.jobs, count.heads)).collect::<Vec<_>>(), {
+        [(1, 1), (1, 1), (1, 0), (1, 0), (1, 0), (1, 0)]
+    });
+}
+
+#[tokio::test]
+async fn the_first_jobs_of_lines_are_seen_as_what_waits_for_a_slot() {
+    let (database, store) = with_line().await;
+    let leadership = admitting(&store, "one").await;
+    let jobs = [job("a", "echo", json!(1)), JobSpec { lane: Lane::Low, ..job("b", "echo", json!(2)) }];
+    store.accept(&jobs).await.unwrap();
+    database
+        .execute("UPDATE harness_jobs SET state_since = now() - interval '3 days' WHERE session_id = 'b'")
+        .await;
+    let now = store.fleet_now(5).await.unwrap();
+    let oldest: Vec<_> = now.oldest.iter().map(|job| (job.session_id.as_str(), job.state.as_str())).collect();
+    assert_eq!(oldest, [("b", "waiting"), ("a", "waiting")]);
+    let seen = PoolSeen { low: 1, could_run: 1, oldest_ms: 90_000, ..PoolSeen::default() };
+    let noted = BTreeMap::from([(name("default"), (seen, Grant::default()))]);
+    store.note_seen(&leadership, &noted).await.unwrap();
+    let gauges = store.pool_gauges().await.unwrap();
+    assert!(
+        gauges[0].oldest_in_line >= Duration::from_secs(90) && gauges[0].oldest_queued.is_zero(),
+        "{gauges:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_worker_takes_no_next_job_of_another_pool() {
+    let database = Database::new().await;
+    let store = database.store();
+    let runner = Runner::register(&store).await;
+    let jobs = [job("s", "echo", json!(1)), JobSpec { pool: name("gpu"), ..job("s", "echo", json!(2)) }];
+    store.accept(&jobs).await.unwrap();
+    let run = claimed(runner.claim(&jobs[0]).await.unwrap());
+    assert!(matches!(runner.claim(&jobs[1]).await.unwrap(), store::Answer::Blocked));
+    assert!(runner.succeed(&run).await.unwrap().next.is_none());
+    assert_eq!(states(&store, &jobs[1..]).await, [JobState::Scheduled], "it is published to its own pool");
     database.audited().await;
 }
 

@@ -28,7 +28,7 @@ const CALLS: usize = 1_200;
 /// They end without that after so many.
 const MOST_CALLS: usize = 10 * CALLS;
 /// What walks have to lead to.
-const WANTED: [&str; 11] = [
+const WANTED: [&str; 12] = [
     "claimed",
     "held",
     "blocked",
@@ -40,6 +40,7 @@ const WANTED: [&str; 11] = [
     "answered",
     "admitted",
     "blocked in line",
+    "let past the line",
 ];
 
 #[tokio::test]
@@ -52,7 +53,7 @@ async fn the_sql_answers_and_changes_as_the_model_says() {
     let mut compared = BTreeMap::<&str, usize>::new();
     for seed in first.. {
         let mut walk = Walk::new(seed);
-        real.begin_anew(walk.fleet.ledger.later, walk.fleet.ledger.line).await;
+        real.begin_anew(&walk.fleet.ledger).await;
         line.set(&walk.fleet.ledger).await;
         for id in walk.fleet.processes.map(|process| process.id) {
             real.repeat(Call::Register(id), Reply::Done).await;
@@ -112,13 +113,11 @@ impl Line {
         Line { store, sql, pool: Name::default(), former, present }
     }
 
-    /// Gives jobs their limit key, and writes down what the model's leader has.
+    /// Writes down what the model's leader has.
     async fn set(&mut self, ledger: &Ledger) {
-        let keyed = "UPDATE harness_jobs SET line = 'key'
-                      WHERE line = '' AND $1 & (1 << (message ->> 'input')::int) <> 0";
-        let keyed = sqlx::query(keyed).bind(i32::from(ledger.keyed));
-        keyed.execute(&mut self.sql).await.expect("keys are set");
-        let noted = sqlx::query("UPDATE harness_pools SET waiting = $1").bind(i64::from(ledger.noted));
+        let note = "UPDATE harness_pools SET waiting = $1, granted = 1, counted_from = '-infinity',
+                                             granted_until = CASE WHEN $2 THEN now() + interval '1 hour' END";
+        let noted = sqlx::query(note).bind(i64::from(ledger.noted)).bind(ledger.grants);
         noted.execute(&mut self.sql).await.expect("it is written down");
     }
 
@@ -263,6 +262,9 @@ fn kind(call: &Call, reply: &Reply, before: &Ledger, after: &Ledger) -> &'static
             if is(before, *job, JobState::Waiting) && is(after, *job, JobState::Blocked) =>
         {
             return "blocked in line";
+        }
+        (Call::Accept(job), _) if before.line && is(after, *job, JobState::Publishing) => {
+            return "let past the line";
         }
         _ => {}
     }

@@ -7,7 +7,7 @@ use store::{Acceptance, DueJob, InboxRow, StoreError, Taken, Unwanted};
 use tracing::info;
 
 use super::{InboxRules, METRICS};
-use crate::{Candidate, Dispatch};
+use crate::{Candidate, Dispatch, Sent};
 
 /// Ends of one transaction, and the bytes of what was enqueued.
 const ENDS: usize = 256;
@@ -111,8 +111,11 @@ impl Dispatch {
     }
 
     async fn publish_new(&self, due: Vec<DueJob>) -> Result<(), StoreError> {
-        // Without a broker a publish would wait for one.
-        if !due.is_empty() && self.broker.held_up().is_none() {
+        // Without a broker a publish would wait for one. Another process may have one.
+        if self.broker.held_up().is_some() {
+            let refused = due.into_iter().map(|job| job.job_id).collect();
+            self.note(&Sent { confirmed: Vec::new(), refused }).await?;
+        } else if !due.is_empty() {
             self.publish(due).await?;
         }
         Ok(())

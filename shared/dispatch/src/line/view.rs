@@ -68,7 +68,7 @@ struct Line {
     count: Option<LineCount>,
 }
 
-const ONE_JOB: LineCount = LineCount { jobs: 1, sessions: 1, oldest_ms: 0 };
+const ONE_JOB: LineCount = LineCount { jobs: 1, heads: 1, oldest_ms: 0 };
 
 /// How far the lines were found.
 #[derive(Debug)]
@@ -225,7 +225,7 @@ impl LineView {
                 self.lines.get_mut(&id(&take.place)).and_then(|line| line.count.as_mut())
             {
                 count.jobs = count.jobs.saturating_sub(admitted).max(1);
-                count.sessions = count.sessions.saturating_sub(admitted).max(1);
+                count.heads = count.heads.saturating_sub(admitted).max(1);
             }
         }
         self.turns.forget(self.lines.len());
@@ -277,12 +277,12 @@ impl LineView {
                 2 => &mut seen.normal,
                 _ => &mut seen.low,
             } += count.jobs;
-            seen.held_by_session += count.jobs - count.sessions.min(count.jobs);
+            seen.held_by_session += count.jobs - count.heads.min(count.jobs);
             let left = places.left(tenant, line);
-            let run = left.map_or(count.sessions, |(left, _)| left.min(count.sessions));
+            let run = left.map_or(count.heads, |(left, _)| left.min(count.heads));
             match left {
-                Some((_, Held::ByTenant)) => seen.held_by_tenant += count.sessions - run,
-                Some((_, Held::ByLimit)) => seen.held_by_limit += count.sessions - run,
+                Some((_, Held::ByTenant)) => seen.held_by_tenant += count.heads - run,
+                Some((_, Held::ByLimit)) => seen.held_by_limit += count.heads - run,
                 None => {}
             }
             seen.could_run += run;

@@ -12,10 +12,12 @@
 //! | jobs' rows | `job_id` | claim, cancel, rescue, what a line blocks, a fold within a run; checkpoint and reservation (`SHARE`), jobs of a deleted queue | the row stays as it was read |
 //! | the same, under their sessions' locks | by statement | conclude (ends, then retries), cancel (running, then waiting) | the row changes once |
 //! | accounts' rows with a limit, `NO KEY UPDATE` | `key` | a reservation, a fold | they decide one after the other, each on what the one before it held |
+//! | rows of providers' limits, `NO KEY UPDATE` | `account` | a reservation, a fold | as with accounts |
 //! | calls' rows | `call_id` | settlement, and what ends a run, after the jobs' rows | a call is settled once |
 //! | inputs' rows, under their sessions' locks | `job_id`, `call_id` where questions are asked, else by statement | questions, an answer, the end of its time, the end of a job | a call is answered once |
 //! | blobs' rows | `session_id`, `hash` where checkpoints store them, else by statement | a checkpoint, after the jobs' rows; a fold, a rollback and the emptying of a session, under its lock | what a row refers to stays |
 //! | results' rows | `job_id` | redrive, dismissal | only one of the two happens, and only once |
+//! | a pool's grant, advisory | none waits for it | an insertion of jobs into a pool with a line | others do not count at the same moment |
 //! | a tenant's row, `SHARE` | one | a new key | the tenant is not closed meanwhile |
 //! | keys' rows | `id` | revocation, noted uses | each of them changes once |
 //! | a tenant's row of its rate | one, alone | each slice of a rate | no two doors are granted the same |

@@ -100,8 +100,38 @@ macro_rules! has_line {
 }
 pub(crate) use has_line;
 
+/// Whether a new job of a pool that has a line is published without its turn: under the admitter's grant, while fewer messages
+/// than it allows are on their way. What a limit or a tenant's bound may hold back is not. One transaction at a time uses a pool's
+/// grant, because it cannot count what others insert meanwhile: their jobs wait for their turns. (One that begins while another
+/// commits may miss what that has published, and use the grant again. Postgres counts once for a statement, in the pools of
+/// these jobs, and only if one of them has a line. For a job, all count that stand before it there. `harness_pools.pool` has a
+/// collation of its own, with which no index of jobs can be used.)
+macro_rules! is_granted {
+    () => {
+        concat!(
+            "(line = '' AND turn <= coalesce(((
+                  SELECT json_object_agg(p.pool, p.granted - (
+                         SELECT count(*) FROM (
+                               (SELECT FROM harness_jobs
+                                 WHERE state = 'publishing' AND pool = p.pool AND state_since >= p.counted_from
+                                 ORDER BY state_since LIMIT p.granted)
+                               UNION ALL
+                               (SELECT FROM harness_jobs
+                                 WHERE state = 'queued' AND pool = p.pool AND state_since >= p.counted_from
+                                 ORDER BY state_since LIMIT p.granted)) on_their_way))
+                    FROM (SELECT pool COLLATE \"default\" AS pool, granted, counted_from FROM harness_pools
+                           WHERE pool = ANY($5::text[]) AND line AND granted_until > now() OFFSET 0) p
+                   WHERE pg_try_advisory_xact_lock(34, hashtext(p.pool))) ->> pool)::bigint, 0)
+              AND ",
+            $crate::jobs::columns::tenant_of!("session_id"),
+            " NOT IN (SELECT b.name FROM harness_tenants b WHERE b.max_running IS NOT NULL))"
+        )
+    };
+}
+pub(crate) use is_granted;
+
 /// The insert of new jobs, up to its FROM. Those that are not due are scheduled, and the trigger `harness_jobs_not_due` gives
-/// them no place. The others wait in their pool's line; where it has none, their caller publishes them next.
+/// them no place. The others wait in their pool's line; where it has none, or grants it, their caller publishes them next.
 macro_rules! insert_for_publishing {
     () => {
         concat!(
@@ -113,6 +143,8 @@ macro_rules! insert_for_publishing {
             ", CASE WHEN to_timestamp(due / 1000) > now() THEN 'scheduled'
                     WHEN ",
             $crate::jobs::columns::has_line!("pool"),
+            " AND NOT ",
+            $crate::jobs::columns::is_granted!(),
             " THEN 'waiting' ELSE 'publishing' END, ",
             $crate::jobs::columns::due_at!(),
             "

@@ -147,7 +147,7 @@ macro_rules! placed {
               WHERE worker_id IS NOT NULL AND EXISTS (SELECT FROM harness_pools WHERE line)
              UNION ALL
              SELECT p.pool, j.tenant, j.line, NULL, j.state_since
-               FROM harness_pools p
+               FROM (SELECT pool COLLATE \"default\" AS pool, line FROM harness_pools) p
               CROSS JOIN LATERAL (
                     (SELECT tenant, line, state_since FROM harness_jobs
                       WHERE state = 'publishing' AND pool = p.pool AND state_since >= ",

@@ -42,15 +42,16 @@ macro_rules! heads {
 pub(crate) use heads;
 
 /// Takes the heads of these sessions that wait for their turn: they run here (with $3), or a relay makes them wait in
-/// their pool's line or publishes them. A worker that is marked to drain takes no more. Where jobs wait in the line, or a limit
-/// or a tenant's bound may hold this one back, it gets its turn there.
+/// their pool's line or publishes them. A worker takes those of its own pool alone, and if it is marked to drain, none. Where jobs
+/// wait in the line, or a limit or a tenant's bound may hold this one back, it gets its turn there.
 pub(crate) const NEXT: &str = concat!(
     "WITH ",
     heads!("$2"),
     ", taken AS (
         SELECT job_id FROM heads
-         WHERE $3 AND EXISTS (SELECT FROM harness_workers WHERE worker_id = $1 AND state IN ('alive', 'draining')
-                                 AND coalesce(drain_until <= now(), true))
+         WHERE $3 AND pool = (SELECT w.pool FROM harness_workers w
+                               WHERE w.worker_id = $1 AND w.state IN ('alive', 'draining')
+                                 AND coalesce(w.drain_until <= now(), true))
            AND NOT ",
     waits_its_turn!("heads"),
     "

@@ -132,7 +132,7 @@ const POOLS: &str = concat!(
     ), pools AS (
         SELECT pool FROM queued UNION SELECT pool FROM publishing UNION SELECT pool FROM blocked
          UNION SELECT pool FROM scheduled UNION SELECT pool FROM running UNION SELECT pool FROM awaiting
-         UNION SELECT pool FROM working UNION SELECT pool FROM harness_pools WHERE line
+         UNION SELECT pool FROM working UNION SELECT pool COLLATE \"default\" FROM harness_pools WHERE line
     )
     SELECT p.pool, coalesce(w.workers, 0), coalesce(w.draining, 0), coalesce(w.slots, 0), coalesce(r.jobs, 0), ",
     count_in!("queued"),
@@ -201,10 +201,25 @@ macro_rules! first_in {
     };
 }
 
+/// The first job of each line, from one line to the next by the index, in so many lines of a pool.
 const OLDEST: &str = concat!(
     "WITH RECURSIVE ",
     waiting_pools!(),
-    ", found AS (",
+    r#", heads AS (
+        SELECT h.* FROM harness_pools p
+         CROSS JOIN LATERAL (
+               SELECT pool, lane, tenant COLLATE "C" AS tenant, line, seq, job_id, 1 AS found FROM harness_jobs j
+                WHERE j.state = 'waiting' AND j.pool = p.pool COLLATE "default"
+                ORDER BY j.lane, j.tenant COLLATE "C", j.line, j.seq LIMIT 1) h
+         WHERE p.line
+        UNION ALL
+        SELECT n.* FROM heads h
+         CROSS JOIN LATERAL (
+               SELECT pool, lane, tenant COLLATE "C" AS tenant, line, seq, job_id, h.found + 1 FROM harness_jobs j
+                WHERE j.state = 'waiting' AND j.pool = h.pool AND (j.lane, j.tenant COLLATE "C", j.line) > (h.lane, h.tenant, h.line)
+                ORDER BY j.lane, j.tenant COLLATE "C", j.line, j.seq LIMIT 1) n
+         WHERE h.found < 1000
+    ), found AS ("#,
     first_in!("queued"),
     " UNION ALL ",
     first_in!("publishing"),
@@ -215,6 +230,8 @@ const OLDEST: &str = concat!(
     "WHERE j.state = 'scheduled' AND j.due_at <= now() ORDER BY j.due_at LIMIT $1) UNION ALL (",
     columns!("state_since"),
     "WHERE j.state = 'awaiting_input' ORDER BY j.state_since LIMIT $1) UNION ALL (",
+    columns!("state_since"),
+    "WHERE j.job_id = ANY(ARRAY(SELECT job_id FROM heads)) ORDER BY j.state_since LIMIT $1) UNION ALL (",
     columns!("state_since"),
     "WHERE j.worker_id IS NOT NULL ORDER BY j.state_since LIMIT $1))
     SELECT job_id, session_id, agent_id, pool, state, greatest(extract(epoch FROM now() - since), 0)::float8, attempts

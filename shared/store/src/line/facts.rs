@@ -69,8 +69,8 @@ pub struct LineBounds {
 pub struct LineCount {
     /// Its jobs, up to a bound.
     pub jobs: u64,
-    /// Sessions of these in which no job has begun: so many of the jobs could run now.
-    pub sessions: u64,
+    /// Those of them whose turn it is in their session: so many could run now.
+    pub heads: u64,
     /// How long the one that came due first has waited, in milliseconds.
     pub oldest_ms: u64,
 }
@@ -116,6 +116,16 @@ impl PoolSeen {
     }
 }
 
+/// What the admitter lets those do who take in new jobs, for a short time and while none waits: a job is published without its
+/// turn as long as fewer messages are on their way. Each counts these anew, so that they need not know each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// How many messages may be on their way to the workers. With 0, nothing is granted.
+    pub messages: u64,
+    /// Since when the oldest one has been, as [`OldestInFlight`] says it.
+    pub counted_from: i64,
+}
+
 const LINED: &str =
     "SELECT pool, (extract(epoch FROM now()) * 1000000)::bigint FROM harness_pools WHERE line ORDER BY pool";
 
@@ -148,14 +158,16 @@ const LIMITS: &str = "SELECT tenant, key, most FROM harness_limits";
 
 /// Of each of these lines, up to so many jobs.
 const COUNT: &str = "
-    SELECT c.jobs, c.sessions, c.oldest
+    SELECT c.jobs, c.heads, c.oldest
       FROM unnest($2::smallint[], $3::text[], $4::text[], $5::bigint[]) WITH ORDINALITY AS g(lane, tenant, line, behind, turn)
      CROSS JOIN LATERAL (
            SELECT count(*) AS jobs, (extract(epoch FROM now() - min(due_at)) * 1000)::bigint AS oldest,
-                  count(DISTINCT session_id) FILTER (WHERE free) AS sessions
-             FROM (SELECT session_id, due_at,
+                  count(*) FILTER (WHERE is_head) AS heads
+             FROM (SELECT due_at,
                           epoch > 0 OR (SELECT o.job_id FROM harness_jobs o
-                                         WHERE o.session_id = j.session_id AND o.epoch > 0) IS NULL AS free
+                                         WHERE o.session_id = j.session_id AND o.epoch > 0) IS NULL
+                                   AND (SELECT o.job_id FROM harness_jobs o
+                                         WHERE o.session_id = j.session_id ORDER BY o.seq LIMIT 1) = job_id AS is_head
                      FROM harness_jobs j
                     WHERE j.state = 'waiting' AND j.pool = $1 AND j.lane = g.lane AND j.tenant COLLATE \"C\" = g.tenant
                       AND j.line = g.line AND j.seq > g.behind
@@ -164,8 +176,11 @@ const COUNT: &str = "
 
 pub(super) const NOTE: &str = concat!(
     "UPDATE harness_pools p
-        SET seen_at = now(), waiting = s.waiting, could_run = s.could_run, seen = s.seen::json
-       FROM unnest($4::text[], $5::bigint[], $6::bigint[], $7::text[]) AS s(pool, waiting, could_run, seen)
+        SET seen_at = now(), waiting = s.waiting, could_run = s.could_run, seen = s.seen::json, granted = s.granted,
+            granted_until = CASE WHEN s.granted > 0 THEN now() + interval '2 seconds' END,
+            counted_from = least('epoch'::timestamptz + s.counted_from * interval '1 microsecond', now() - interval '15 seconds')
+       FROM unnest($4::text[], $5::bigint[], $6::bigint[], $7::text[], $8::bigint[], $9::bigint[])
+            AS s(pool, waiting, could_run, seen, granted, counted_from)
       WHERE p.pool = s.pool AND p.line AND ",
     leads!()
 );
@@ -241,7 +256,7 @@ impl Store {
                 .await?;
         let count = |row: &Row| LineCount {
             jobs: row.get::<_, i64>(0).unsigned_abs(),
-            sessions: row.get::<_, i64>(1).unsigned_abs(),
+            heads: row.get::<_, i64>(1).unsigned_abs(),
             oldest_ms: row.get::<_, Option<i64>>(2).unwrap_or(0).max(0).unsigned_abs(),
         };
         Ok(rows.iter().map(count).collect())

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use job::Name;
+use tokio_postgres::types::ToSql;
 
-use super::facts::PoolSeen;
+use super::facts::{Grant, PoolSeen};
 use crate::access::logged;
 use crate::database::{query, read_millis, read_name};
 use crate::{Store, StoreError};
@@ -37,7 +38,7 @@ const SET_LINE: &str = concat!(
          INSERT INTO harness_pools (pool, line)
          SELECT $2, $3 WHERE $3 OR (SELECT p.pool FROM harness_pools p WHERE p.pool = $2) IS NOT NULL
          ON CONFLICT (pool) DO UPDATE SET line = excluded.line, changed_at = now(), seen_at = NULL, waiting = 0,
-                                          could_run = 0, seen = NULL
+                                          could_run = 0, seen = NULL, granted_until = NULL
           WHERE harness_pools.line <> excluded.line
          RETURNING pool, line)",
     logged!(
@@ -101,25 +102,25 @@ impl Store {
         Ok(query(&self.pool, "leave_lines", LEAVE, &[&pools, &most]).await?.len())
     }
 
-    /// Writes what the admitter sees of these pools, if it still leads.
+    /// Writes what the admitter sees of these pools, if it still leads. What it granted before is over with it.
     pub async fn note_seen(
         &self,
         leadership: &crate::Leadership,
-        seen: &BTreeMap<Name, PoolSeen>,
+        seen: &BTreeMap<Name, (PoolSeen, Grant)>,
     ) -> Result<(), StoreError> {
-        let (pools, all): (Vec<&str>, Vec<&PoolSeen>) =
+        let (pools, all): (Vec<&str>, Vec<&(PoolSeen, Grant)>) =
             seen.iter().map(|(pool, seen)| (pool.as_str(), seen)).unzip();
-        let waiting: Vec<i64> = all.iter().map(|seen| seen.waiting() as i64).collect();
-        let could_run: Vec<i64> = all.iter().map(|seen| seen.could_run as i64).collect();
-        let texts: Vec<String> = all.iter().map(|seen| seen.to_json()).collect();
-        super::admit::under(
-            &self.pool,
-            leadership,
-            "note_seen",
-            super::facts::NOTE,
-            &[&pools, &waiting, &could_run, &texts],
-        )
-        .await?;
+        let of = |number: fn(&(PoolSeen, Grant)) -> i64| -> Vec<i64> {
+            all.iter().map(|seen| number(seen)).collect()
+        };
+        let waiting = of(|(seen, _)| seen.waiting() as i64);
+        let could_run = of(|(seen, _)| seen.could_run as i64);
+        let granted = of(|(_, grant)| grant.messages as i64);
+        let counted_from = of(|(_, grant)| grant.counted_from);
+        let texts: Vec<String> = all.iter().map(|(seen, _)| seen.to_json()).collect();
+        let params: [&(dyn ToSql + Sync); 6] =
+            [&pools, &waiting, &could_run, &texts, &granted, &counted_from];
+        super::admit::under(&self.pool, leadership, "note_seen", super::facts::NOTE, &params).await?;
         Ok(())
     }
 }

@@ -16,6 +16,8 @@ pub struct PoolGauges {
     pub pool: Name,
     /// How long the job that was queued first has waited; zero if none is queued.
     pub oldest_queued: Duration,
+    /// How long the first job in the pool's line has waited that only waits for a slot, if it still does; zero if there was none.
+    pub oldest_in_line: Duration,
     /// Workers that take jobs.
     pub alive: i64,
     /// Workers that drain.
@@ -33,11 +35,14 @@ const READ_POOLS: &str = concat!(
           FROM served s WHERE s.pool IS NOT NULL
     ), pools AS (
         SELECT pool FROM queued WHERE pool IS NOT NULL UNION SELECT pool FROM served WHERE pool IS NOT NULL
-         UNION SELECT pool FROM harness_pools WHERE line
+         UNION SELECT pool COLLATE \"default\" FROM harness_pools WHERE line
     )
     SELECT pool,
            coalesce((SELECT extract(epoch FROM now() - j.state_since) FROM harness_jobs j
                       WHERE j.state = 'queued' AND j.pool = p.pool ORDER BY j.state_since LIMIT 1), 0)::float8,
+           coalesce((SELECT (l.seen ->> 'oldest_ms')::float8 / 1000 + extract(epoch FROM now() - l.seen_at)::float8
+                       FROM harness_pools l
+                      WHERE l.pool = p.pool AND l.line AND l.could_run > 0), 0),
            (SELECT count(*) FROM harness_workers w WHERE w.pool = p.pool AND w.state = 'alive'),
            (SELECT count(*) FROM harness_workers w WHERE w.pool = p.pool AND w.state = 'draining')
       FROM pools p ORDER BY pool LIMIT 1000"
@@ -65,8 +70,9 @@ impl Store {
             Some(PoolGauges {
                 pool: read_name(row, 0)?,
                 oldest_queued: seconds(row.get(1)),
-                alive: row.get(2),
-                draining: row.get(3),
+                oldest_in_line: seconds(row.get(2)),
+                alive: row.get(3),
+                draining: row.get(4),
             })
         };
         Ok(rows.iter().filter_map(reading).collect())

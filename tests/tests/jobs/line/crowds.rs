@@ -2,15 +2,20 @@
 
 use std::time::Duration;
 
-use job::{JobSpec, Tenant};
+use job::{JobId, JobSpec, JobState, Tenant};
 use serde_json::json;
+use store::Accepted;
 use tests::{Fleet, job, steps, until, until_ok};
 use tokio::time::Instant;
 
-/// Puts jobs into the ledger, in order.
-async fn accept(fleet: &Fleet, jobs: &[JobSpec]) {
+/// Puts jobs into the ledger, in order, and leaves all to the relays.
+pub(super) async fn accept(fleet: &Fleet, jobs: &[JobSpec]) {
     for some in jobs.chunks(500) {
-        fleet.store.accept(some).await.expect("the ledger");
+        let answers = fleet.store.accept(some).await.expect("the ledger");
+        let is_granted = |answer: &Accepted| *answer == Accepted::New(JobState::Publishing);
+        let granted = some.iter().zip(answers).filter(|(_, answer)| is_granted(answer));
+        let granted: Vec<JobId> = granted.map(|(spec, _)| spec.job_id).collect();
+        fleet.store.unconfirmed(&granted, Duration::ZERO).await.expect("the ledger");
     }
 }
 

@@ -1,12 +1,17 @@
-//! The broker goes away, or who admits dies in the middle: jobs of the line run once all the same.
+//! The broker goes away, for all or for one process, or who admits dies in the middle: jobs of the line run once all the same.
 
 use std::time::Duration;
 
 use job::{JobSpec, JobState};
+use serde_json::json;
 use store::Accepted;
-use tests::{Fleet, OwnBroker, steps, until, until_ok};
+use tests::{Api, Fleet, OwnBroker, steps, until, until_ok};
 
+use super::crowds::accept;
 use super::{first, name, states};
+
+/// Counts who gives turns.
+const LEADS: &str = "SELECT count(*) FROM harness_leases WHERE name = 'admission' AND expires_at > now()";
 
 #[tokio::test]
 async fn jobs_that_wait_in_line_while_the_broker_is_away_run_once_when_it_is_back() {
@@ -14,7 +19,7 @@ async fn jobs_that_wait_in_line_while_the_broker_is_away_run_once_when_it_is_bac
     fleet.line("default").await;
     let worker = fleet.worker("worker").set("WORKER_SLOTS", 2).set("AMQP_URL", &own.url).start().await;
     let before: Vec<JobSpec> = (0..30).map(|n| steps(n, 1, 200)).collect();
-    fleet.store.accept(&before).await.unwrap();
+    accept(&fleet, &before).await;
     fleet.ended(before[0].job_id).await;
     own.stop().await;
     until("the broker is missed", async || (worker.get("/ready").await.0 == 503).then_some(())).await;
@@ -36,6 +41,53 @@ async fn jobs_that_wait_in_line_while_the_broker_is_away_run_once_when_it_is_bac
 }
 
 #[tokio::test]
+async fn a_leader_that_alone_has_lost_the_broker_leaves_the_line_to_another_process() {
+    let (fleet, own) = (Fleet::new().await, OwnBroker::start().await);
+    fleet.line("default").await;
+    let leader = fleet.worker("leader").set("AMQP_URL", &own.url).start().await;
+    until("it leads", async || (fleet.database.count(LEADS).await == 1).then_some(())).await;
+    own.stop().await;
+    let _other = fleet.worker("other").start().await;
+    let jobs: Vec<JobSpec> = (0..10).map(|n| steps(n, 1, 1)).collect();
+    accept(&fleet, &jobs).await;
+    fleet.undisturbed(&jobs).await;
+    leader.said("leaves that to others").await;
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_door_that_alone_has_lost_the_broker_gives_back_what_it_was_granted() {
+    let (fleet, own) = (Fleet::new().await, OwnBroker::start().await);
+    fleet.line("default").await;
+    let door = fleet.door("door").set("AMQP_URL", &own.url).start().await;
+    let _worker = fleet.worker("worker").set("WORKER_SLOTS", 4).start().await;
+    own.stop().await;
+    let missed = async || (door.get_json("/ready").await.1["checks"]["broker"] != "connected").then_some(());
+    until("the broker is missed", missed).await;
+    super::grants::note_states(&fleet.database).await;
+    let api = Api::of(&door).await;
+    let kept = until("a job is published without its turn", async || {
+        let job = api.submit(&json!({"agent_id": "echo", "input": 1})).await.is(202);
+        let kept = format!(
+            "SELECT count(*) FROM states WHERE job_id = '{0}' AND state = 'publishing'
+                AND at = (SELECT min(at) FROM states WHERE job_id = '{0}')",
+            job.text("job_id")
+        );
+        (fleet.database.count(&kept).await == 1).then(|| job.text("job_id"))
+    })
+    .await;
+    assert_eq!(api.wait(&kept).await.is(200).text("state"), "succeeded");
+    // Otherwise it would have been found by a sweep after ten seconds, in which the line stood still.
+    let given_back = format!(
+        "SELECT count(*) FROM states back, states kept
+          WHERE back.job_id = '{kept}' AND back.state = 'scheduled' AND kept.job_id = back.job_id
+            AND kept.state = 'publishing' AND back.at BETWEEN kept.at AND kept.at + interval '9 seconds'"
+    );
+    assert_eq!(fleet.database.count(&given_back).await, 1);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
 async fn a_leader_that_dies_between_pick_and_publish_loses_no_job() {
     let fleet = Fleet::new().await;
     fleet.line("default").await;
@@ -44,6 +96,7 @@ async fn a_leader_that_dies_between_pick_and_publish_loses_no_job() {
     earlier.terminate();
     assert_eq!(earlier.exit().await, 0);
     let jobs: Vec<JobSpec> = (0..3).map(|n| steps(n, 1, 10)).collect();
+    fleet.database.execute("UPDATE harness_pools SET granted_until = NULL").await;
     fleet.store.accept(&jobs).await.unwrap();
     let pool = name("default");
     // It has its lease to the end, as a process that was killed.
