@@ -8,11 +8,12 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use tempfile::TempDir;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::services::unique_name;
@@ -61,6 +62,22 @@ impl Authority {
         fs::write(&files.chain, certificate.pem()).expect("written");
         fs::write(&files.key, key.serialize_pem()).expect("written");
         files
+    }
+
+    /// Opens a connection to a server (`host:port`), verified by this authority. The client offers this protocol (ALPN), or
+    /// none.
+    pub async fn connect(&self, address: &str, offered: Option<&str>) -> TlsStream<TcpStream> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(self.file()).expect("a certificate")).expect("an authority");
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map(|config| config.with_root_certificates(roots).with_no_client_auth());
+        let mut config = config.expect("versions of TLS");
+        config.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let (host, _) = address.rsplit_once(':').expect("a port");
+        let host = ServerName::try_from(host.to_owned()).expect("a name");
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        TlsConnector::from(Arc::new(config)).connect(host, stream).await.expect("TLS")
     }
 }
 

@@ -11,6 +11,8 @@ use store::{Audit, AuditScope, Kind, Store, StoreConfig};
 use crate::Pooler;
 use crate::services::{address, unique_name, with_path};
 
+mod template;
+
 /// How long results are kept in a test. It is short, because a longer time needs more partitions.
 pub(crate) const RETENTION: Duration = Duration::from_secs(2 * 86_400);
 
@@ -49,17 +51,28 @@ impl Database {
         database
     }
 
-    /// Creates a database with the current schema and partitions.
+    /// Creates a database with the current schema and partitions: a copy of a template.
     pub async fn new() -> Database {
-        Database::new_on(&address("DATABASE_URL")).await
+        let server = address("DATABASE_URL");
+        let template = template::on(&server).await;
+        let database = Database::made_on(&server, &format!("TEMPLATE {template}")).await;
+        // A copy lacks what the account has set for the template.
+        if database.set_by == SetBy::Role {
+            database.migrate().await;
+        }
+        database
     }
 
-    /// As `new`, but on another server.
+    /// Creates a database with the current schema and partitions on another server.
     pub async fn new_on(server: &str) -> Database {
         let database = Database::made_on(server, "").await;
-        database.migrate().await;
-        database.store().maintain_partitions(RETENTION).await.expect("partitions");
+        database.bring_up_to_date().await;
         database
+    }
+
+    async fn bring_up_to_date(&self) {
+        self.migrate().await;
+        self.store().maintain_partitions(RETENTION).await.expect("partitions");
     }
 
     /// Its address as the programs parse it.

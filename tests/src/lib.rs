@@ -4,6 +4,7 @@
 //! from a [`Database`] alone if the promise is about SQL only. These belong to one test: tests run side by side, and no
 //! test sees what another one breaks. Everything is removed when the test ends, even after a panic; in that case every
 //! process's log is printed first.
+//! Only the template of the databases stays on the server (`database/template.rs`).
 //!
 //! A test waits for events: a line in a log ([`Worker::said`]), the end of a process ([`Worker::exit`]). The ledger
 //! does not announce its changes, so tests poll it ([`until`]), with a deadline.
