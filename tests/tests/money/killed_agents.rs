@@ -73,8 +73,9 @@ fn worker(fleet: &Fleet, provider: &Provider, name: &str) -> Launch {
         )
     });
     std::fs::write(&agents, toml.concat()).expect("written");
-    let launch =
-        fleet.worker(name).short_lease().set("AGENTS_FILE", agents.display()).set("WORKER_SLOTS", JOBS);
+    let launch = fleet.worker(name).set("AGENTS_FILE", agents.display()).set("WORKER_SLOTS", JOBS);
+    // Fifty jobs with tools keep a busy machine from more than one beat.
+    let launch = launch.set("LEASE_S", 6);
     let launch = launch.set("OPENAI_API_KEY", PROVIDER_KEY).set("OPENAI_BASE_URL", provider.base_url());
     launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url())
 }

@@ -141,7 +141,8 @@ async fn a_repeated_batch_reads_neither_what_its_jobs_delivered_nor_many_of_thei
     const JOBS: usize = 128;
     // Together 128 MiB: far more than a group of small items may cost.
     const EACH: usize = 1 << 20;
-    const EACH_ENVELOPE: usize = 1 << 19;
+    // A caller that repeats them sends no more than 32 MiB.
+    const EACH_ENVELOPE: usize = 1 << 17;
     const MOST_MB: f64 = 100.0;
     let fleet = Fleet::new().await;
     let worker = fleet.worker("worker").start().await;
