@@ -115,10 +115,8 @@ async fn publish(dispatch: &Dispatch, group: Vec<Held<Submitted>>, answers: &mps
     let _ = answers.send(submit::send(dispatch, group).await).await;
 }
 
-/// None of these was sent.
 fn unsent(group: &[Held<Submitted>]) -> Sent {
-    let jobs = group.iter().flat_map(|held| held.entry.due());
-    Sent { confirmed: Vec::new(), refused: jobs.collect() }
+    Sent::none_of(group.iter().flat_map(|held| held.entry.due()))
 }
 
 /// Notes the broker's answers until nothing more comes.

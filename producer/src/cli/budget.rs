@@ -85,7 +85,7 @@ struct Of {
     #[arg(long, group = "what")]
     agent: Option<Name>,
     /// The calls of this user of the tenant: the job's `user_id`
-    #[arg(long, group = "what", value_parser = parse_user)]
+    #[arg(long, group = "what", value_parser = job::parse_user_id)]
     user: Option<String>,
     /// The calls of this session of the tenant
     #[arg(long, group = "what")]
@@ -117,16 +117,6 @@ impl Of {
             _ => (SpendScope::Fleet, String::new()),
         };
         (scope, period, name)
-    }
-}
-
-/// A user's id is any text that a job may name.
-fn parse_user(text: &str) -> Result<String, String> {
-    let is_id = (1..=255).contains(&text.len()) && !text.chars().any(char::is_control);
-    if is_id {
-        Ok(text.to_owned())
-    } else {
-        Err("expected 1 to 255 bytes without control characters".to_owned())
     }
 }
 

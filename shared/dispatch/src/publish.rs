@@ -54,6 +54,11 @@ pub struct Sent {
 }
 
 impl Sent {
+    /// None of these jobs was sent: they come due again soon, for a process that has a broker.
+    pub fn none_of(jobs: impl IntoIterator<Item = JobId>) -> Sent {
+        Sent { confirmed: Vec::new(), refused: jobs.into_iter().collect() }
+    }
+
     /// Adds the answers for other jobs.
     pub fn add(&mut self, other: Sent) {
         self.confirmed.extend(other.confirmed);

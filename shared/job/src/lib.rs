@@ -45,7 +45,7 @@ pub use reply::{ReplyRule, ReplyTo};
 pub use retry::{Backoff, POISON_DEATHS, RetryPolicy};
 pub use run_at::RunAt;
 pub use shown::{one_line, pretty_lines, shown, shown_lines};
-pub use spec::{JobSpec, OnBusy};
+pub use spec::{JobSpec, OnBusy, parse_user_id};
 pub use state::{JobEvent, JobState};
 pub use strict::{RequestedJob, Unique, decode_strict, decode_strict_as};
 pub use tenant::{SessionKey, Tenant};

@@ -268,6 +268,12 @@ pub(crate) fn check_span(
     }
 }
 
+/// Reads the id of a user, as [`JobSpec::user_id`] must be.
+pub fn parse_user_id(text: &str) -> Result<String, DecodeError> {
+    check_text("user_id", Some(text))?;
+    Ok(text.to_owned())
+}
+
 pub(crate) fn check_text(field: &'static str, value: Option<&str>) -> Result<(), DecodeError> {
     match value {
         Some(text) if text.is_empty() || text.len() > 255 || text.chars().any(char::is_control) => {

@@ -38,7 +38,7 @@ pub use checkpoint::CheckpointRow;
 pub use claim::{Answer, ClaimRequest};
 pub(crate) use claimed::read_claim;
 pub use claimed::{Claim, Claimed, SessionState, Suspicion};
-pub(crate) use columns::tenant_of;
+pub(crate) use columns::{lined_pools, tenant_of};
 pub use conclude::{Concluded, Conclusion, End};
 pub use dispatch::DueJob;
 pub(crate) use facts::placed;

@@ -12,6 +12,7 @@ mod limits;
 mod facts;
 mod admit;
 
+pub(crate) use admit::first_in_line;
 pub use admit::{Admitted, AdmittedJob, BusyJob, LinePlace, LineTake};
 pub use facts::{Grant, InFlight, LineBounds, LineCount, LineFacts, OldestInFlight, PoolCapacity, PoolSeen};
 pub use limits::{ChangedLimit, HIGHEST_LIMIT, LimitView, MOST_LIMITS};

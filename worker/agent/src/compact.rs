@@ -30,9 +30,10 @@ use crate::wire::{Calls, Wire};
 
 /// Bytes of a token, at the least: ordinary text has four, code and other languages less.
 pub(crate) const BYTES_PER_TOKEN: u64 = 3;
-/// The longest input or output of a tool that the summary is made of, in characters; and where the record is too long with these.
+/// The longest input or output of a tool that the summary is made of, in characters; and where the record is too long with it.
 /// What was said is whole: the task, and the summary before this one.
-const OUTPUT: [usize; 2] = [4_000, 400];
+const OUTPUT: usize = 4_000;
+const SHORT_OUTPUT: usize = 400;
 /// The most tokens of a summary.
 pub(crate) const SUMMARY_TOKENS: u64 = 8_000;
 /// An output of fewer bytes is not worth its removal.
@@ -97,8 +98,8 @@ impl Plan {
     /// Writes the request for the summary to a model, bounded to about this many tokens.
     pub fn request(&self, (wire, model): (Wire, &str), most_tokens: u64, max_output_tokens: u64) -> String {
         let most = usize::try_from(most_tokens.saturating_mul(BYTES_PER_TOKEN) / 2).unwrap_or(usize::MAX);
-        let [full, short] = OUTPUT.map(|most_of_an_output| self.record(most_of_an_output));
-        let record = if full.len() <= most { full } else { clipped(&short, most) };
+        let full = self.record(OUTPUT);
+        let record = if full.len() <= most { full } else { clipped(&self.record(SHORT_OUTPUT), most) };
         let mut request = Request::default();
         let limit = max_output_tokens.min(SUMMARY_TOKENS);
         let summarise = format!("{SUMMARISE} Use at most {} words.", limit / 2);

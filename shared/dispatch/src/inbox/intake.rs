@@ -113,8 +113,7 @@ impl Dispatch {
     async fn publish_new(&self, due: Vec<DueJob>) -> Result<(), StoreError> {
         // Without a broker a publish would wait for one. Another process may have one.
         if self.broker.held_up().is_some() {
-            let refused = due.into_iter().map(|job| job.job_id).collect();
-            self.note(&Sent { confirmed: Vec::new(), refused }).await?;
+            self.note(&Sent::none_of(due.into_iter().map(|job| job.job_id))).await?;
         } else if !due.is_empty() {
             self.publish(due).await?;
         }

@@ -100,12 +100,20 @@ macro_rules! has_line {
 }
 pub(crate) use has_line;
 
+/// The pools that have a line, to be joined with jobs. (`harness_pools.pool` has a collation of its own, with which no index of
+/// jobs can be used.)
+macro_rules! lined_pools {
+    () => {
+        "(SELECT pool COLLATE \"default\" AS pool, granted, granted_until, counted_from FROM harness_pools WHERE line)"
+    };
+}
+pub(crate) use lined_pools;
+
 /// Whether a new job of a pool that has a line is published without its turn: under the admitter's grant, while fewer messages
 /// than it allows are on their way. What a limit or a tenant's bound may hold back is not. One transaction at a time uses a pool's
 /// grant, because it cannot count what others insert meanwhile: their jobs wait for their turns. (One that begins while another
 /// commits may miss what that has published, and use the grant again. Postgres counts once for a statement, in the pools of
-/// these jobs, and only if one of them has a line. For a job, all count that stand before it there. `harness_pools.pool` has a
-/// collation of its own, with which no index of jobs can be used.)
+/// these jobs, and only if one of them has a line. For a job, all count that stand before it there.)
 macro_rules! is_granted {
     () => {
         concat!(
@@ -119,8 +127,9 @@ macro_rules! is_granted {
                                (SELECT FROM harness_jobs
                                  WHERE state = 'queued' AND pool = p.pool AND state_since >= p.counted_from
                                  ORDER BY state_since LIMIT p.granted)) on_their_way))
-                    FROM (SELECT pool COLLATE \"default\" AS pool, granted, counted_from FROM harness_pools
-                           WHERE pool = ANY($5::text[]) AND line AND granted_until > now() OFFSET 0) p
+                    FROM (SELECT * FROM ",
+            $crate::jobs::columns::lined_pools!(),
+            " l WHERE pool = ANY($5::text[]) AND granted_until > now() OFFSET 0) p
                    WHERE pg_try_advisory_xact_lock(34, hashtext(p.pool))) ->> pool)::bigint, 0)
               AND ",
             $crate::jobs::columns::tenant_of!("session_id"),

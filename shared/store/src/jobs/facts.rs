@@ -147,7 +147,9 @@ macro_rules! placed {
               WHERE worker_id IS NOT NULL AND EXISTS (SELECT FROM harness_pools WHERE line)
              UNION ALL
              SELECT p.pool, j.tenant, j.line, NULL, j.state_since
-               FROM (SELECT pool COLLATE \"default\" AS pool, line FROM harness_pools) p
+               FROM ",
+            $crate::jobs::lined_pools!(),
+            " p
               CROSS JOIN LATERAL (
                     (SELECT tenant, line, state_since FROM harness_jobs
                       WHERE state = 'publishing' AND pool = p.pool AND state_since >= ",
@@ -161,8 +163,7 @@ macro_rules! placed {
             $since,
             " ORDER BY state_since LIMIT ",
             $most,
-            ")) j
-              WHERE p.line"
+            ")) j"
         )
     };
 }

@@ -5,8 +5,9 @@ use job::{JobId, SessionKey};
 use serde::Serialize;
 use tokio_postgres::Row;
 
-use super::pools_in;
+use super::{lined_pools, pools_in};
 use crate::database::{Tx, read_job_id};
+use crate::line::first_in_line;
 use crate::{PoolSeen, Store, StoreError};
 
 /// No more jobs of a pool and state, or of a tenant, are counted.
@@ -132,7 +133,9 @@ const POOLS: &str = concat!(
     ), pools AS (
         SELECT pool FROM queued UNION SELECT pool FROM publishing UNION SELECT pool FROM blocked
          UNION SELECT pool FROM scheduled UNION SELECT pool FROM running UNION SELECT pool FROM awaiting
-         UNION SELECT pool FROM working UNION SELECT pool COLLATE \"default\" FROM harness_pools WHERE line
+         UNION SELECT pool FROM working UNION SELECT pool FROM ",
+    lined_pools!(),
+    " l
     )
     SELECT p.pool, coalesce(w.workers, 0), coalesce(w.draining, 0), coalesce(w.slots, 0), coalesce(r.jobs, 0), ",
     count_in!("queued"),
@@ -201,25 +204,22 @@ macro_rules! first_in {
     };
 }
 
-/// The first job of each line, from one line to the next by the index, in so many lines of a pool.
+/// Of a line its first job is looked at (`heads`), in so many lines of a pool.
 const OLDEST: &str = concat!(
     "WITH RECURSIVE ",
     waiting_pools!(),
-    r#", heads AS (
-        SELECT h.* FROM harness_pools p
-         CROSS JOIN LATERAL (
-               SELECT pool, lane, tenant COLLATE "C" AS tenant, line, seq, job_id, 1 AS found FROM harness_jobs j
-                WHERE j.state = 'waiting' AND j.pool = p.pool COLLATE "default"
-                ORDER BY j.lane, j.tenant COLLATE "C", j.line, j.seq LIMIT 1) h
-         WHERE p.line
+    ", heads AS (
+        SELECT h.*, 1 AS found FROM ",
+    lined_pools!(),
+    " p CROSS JOIN LATERAL ",
+    first_in_line!("p.pool"),
+    " h
         UNION ALL
-        SELECT n.* FROM heads h
-         CROSS JOIN LATERAL (
-               SELECT pool, lane, tenant COLLATE "C" AS tenant, line, seq, job_id, h.found + 1 FROM harness_jobs j
-                WHERE j.state = 'waiting' AND j.pool = h.pool AND (j.lane, j.tenant COLLATE "C", j.line) > (h.lane, h.tenant, h.line)
-                ORDER BY j.lane, j.tenant COLLATE "C", j.line, j.seq LIMIT 1) n
+        SELECT n.*, h.found + 1 FROM heads h CROSS JOIN LATERAL ",
+    first_in_line!("h.pool", "(h.lane, h.tenant, h.line)"),
+    " n
          WHERE h.found < 1000
-    ), found AS ("#,
+    ), found AS (",
     first_in!("queued"),
     " UNION ALL ",
     first_in!("publishing"),

@@ -70,28 +70,40 @@ pub struct Admitted {
     pub busy: Vec<BusyJob>,
 }
 
-/// From one line to the next by the index, behind this one. It reads no job between them.
-const FIND: &str = r#"
-    WITH RECURSIVE lines AS (
-        (SELECT lane, tenant COLLATE "C" AS tenant, line, seq, 1 AS found FROM harness_jobs
-          WHERE state = 'waiting' AND pool = $1 AND (lane, tenant COLLATE "C", line) > ($2::smallint, $3::text, $4::text)
-          ORDER BY lane, tenant COLLATE "C", line, seq LIMIT 1)
+/// The first job of a pool's first line, or of the one behind a line, by the index `harness_jobs_line`. It reads no other job.
+macro_rules! first_in_line {
+    ($pool:literal $(, $behind:literal)?) => {
+        concat!(
+            "(SELECT pool, lane, tenant COLLATE \"C\" AS tenant, line, seq, job_id FROM harness_jobs j
+               WHERE j.state = 'waiting' AND j.pool = ",
+            $pool,
+            $(" AND (j.lane, j.tenant COLLATE \"C\", j.line) > ", $behind,)?
+            " ORDER BY j.lane, j.tenant COLLATE \"C\", j.line, j.seq LIMIT 1)"
+        )
+    };
+}
+pub(crate) use first_in_line;
+
+/// From one line to the next, behind this one.
+const FIND: &str = concat!(
+    "WITH RECURSIVE lines AS (
+        SELECT f.*, 1 AS found FROM ",
+    first_in_line!("$1", "($2::smallint, $3::text, $4::text)"),
+    " f
         UNION ALL
-        SELECT n.lane, n.tenant, n.line, n.seq, l.found + 1
-          FROM lines l
-         CROSS JOIN LATERAL (
-               SELECT lane, tenant COLLATE "C" AS tenant, line, seq FROM harness_jobs j
-                WHERE j.state = 'waiting' AND j.pool = $1 AND (j.lane, j.tenant COLLATE "C", j.line) > (l.lane, l.tenant, l.line)
-                ORDER BY j.lane, j.tenant COLLATE "C", j.line, j.seq LIMIT 1) n
+        SELECT n.*, l.found + 1 FROM lines l CROSS JOIN LATERAL ",
+    first_in_line!("$1", "(l.lane, l.tenant, l.line)"),
+    " n
          WHERE l.found < $5 AND l.lane <= $6::smallint
     )
-    SELECT lane, tenant, line, seq FROM lines WHERE lane <= $6::smallint"#;
+    SELECT lane, tenant, line, seq FROM lines WHERE lane <= $6::smallint"
+);
 
-/// By the same index, one entry of each pool.
-const WITH_LINES: &str = "
-    SELECT p.pool FROM unnest($1::text[]) AS p(pool)
-     WHERE (SELECT job_id FROM harness_jobs j WHERE j.state = 'waiting' AND j.pool = p.pool
-             ORDER BY j.lane, j.tenant COLLATE \"C\", j.line, j.seq LIMIT 1) IS NOT NULL";
+const WITH_LINES: &str = concat!(
+    "SELECT p.pool FROM unnest($1::text[]) AS p(pool) WHERE (SELECT f.job_id FROM ",
+    first_in_line!("p.pool"),
+    " f) IS NOT NULL"
+);
 
 /// A job that does not just wait for its session (`on_busy`) has its turn in any case: the worker that finds the session busy
 /// does what it says. Row locks are never waited for: what another transaction has at this moment has its turn at the next look.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use job::Name;
 
 use crate::database::{Tx, query, read_name};
-use crate::jobs::pools_in;
+use crate::jobs::{lined_pools, pools_in};
 use crate::{Store, StoreError};
 
 /// A pool, as the ledger knows it.
@@ -35,7 +35,9 @@ const READ_POOLS: &str = concat!(
           FROM served s WHERE s.pool IS NOT NULL
     ), pools AS (
         SELECT pool FROM queued WHERE pool IS NOT NULL UNION SELECT pool FROM served WHERE pool IS NOT NULL
-         UNION SELECT pool COLLATE \"default\" FROM harness_pools WHERE line
+         UNION SELECT pool FROM ",
+    lined_pools!(),
+    " l
     )
     SELECT pool,
            coalesce((SELECT extract(epoch FROM now() - j.state_since) FROM harness_jobs j

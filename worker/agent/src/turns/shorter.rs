@@ -45,23 +45,26 @@ impl Turns<'_> {
     }
 
     /// Compacts a conversation that is longer than the agent's share of the window, or larger than its share of the session:
-    /// images have many bytes and few tokens. A job that goes on asks first what the attempt before has asked, perhaps where a session
-    /// may be larger. Returns whether it did.
+    /// images have many bytes and few tokens. Returns whether it did.
     pub(super) async fn compact_if_due(&mut self) -> Result<bool, RunError> {
         let is_long = self.is_long();
-        let asks_again = self.is_resumed && !self.was_too_long;
-        let is_large = !asks_again && self.transcript().bytes() > most_before(self.run.most_bytes());
+        let is_large = !self.asks_again() && self.transcript().bytes() > most_before(self.run.most_bytes());
         if is_long || is_large {
             self.compact(if is_long { Due::Long } else { Due::Large }).await?;
         }
         Ok(is_long || is_large)
     }
 
-    /// Returns the agent's share of the window, in tokens. A job that goes on asks first what the attempt before has asked, so
-    /// it has the share of that until it has an answer, unless the provider has refused that as too long.
+    /// Whether the next request is that of the attempt before, to the letter: a job that goes on asks it first, unless the provider
+    /// has refused it as too long. There the share was perhaps another one, and a session could be larger.
+    fn asks_again(&self) -> bool {
+        self.is_resumed && !self.was_too_long
+    }
+
+    /// Returns the agent's share of the window, in tokens.
     pub(super) fn share(&self) -> u64 {
         let before = self.transcript().share(self.job_id());
-        let before = before.filter(|_| self.is_resumed && !self.was_too_long);
+        let before = before.filter(|_| self.asks_again());
         before.unwrap_or(self.settings.context_tokens)
     }
 

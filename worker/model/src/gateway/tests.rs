@@ -1,5 +1,6 @@
 //! What passes to a provider and what comes back, before a provider that notes where it is asked.
 
+use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::ledger::{
-    Call, Given, Ledger, MOST_OF_A_CALL, Purchase, Reserve, Settlement, Unavailable, WithoutRoom,
+    Call, Checkpoints, Given, Ledger, MOST_OF_A_CALL, Purchase, Reserve, Settlement, Unavailable, WithoutRoom,
 };
 use crate::usage::{NoUsage, Outcome};
 use crate::wire::HostedCaps;
@@ -32,10 +33,13 @@ struct Stub {
     answers: Semaphore,
 }
 
-/// Accounts that grant everything.
+/// Accounts that answer what they are asked to, and else grant everything.
 #[derive(Default)]
 struct Open {
+    reserve: Mutex<VecDeque<Reserve>>,
+    checkpoints: Mutex<Checkpoints>,
     settled: Mutex<Vec<Outcome>>,
+    spent: Mutex<Vec<WithoutRoom>>,
     busy: Mutex<usize>,
 }
 
@@ -44,14 +48,20 @@ impl Ledger for Open {
     async fn until_durable(&self) {}
 
     async fn reserve(&self, _: &Call) -> Result<Reserve, Unavailable> {
-        Ok(Reserve::Granted)
+        Ok(lock(&self.reserve).pop_front().unwrap_or(Reserve::Granted))
     }
 
     fn counts_in(&self, _: &str) -> bool {
         false
     }
 
-    fn note_spent(&self, _: &WithoutRoom) {}
+    fn checkpoints(&self) -> Checkpoints {
+        *lock(&self.checkpoints)
+    }
+
+    fn note_spent(&self, refused: &WithoutRoom) {
+        lock(&self.spent).push(*refused);
+    }
 
     fn note_busy(&self, _: &WithoutRoom) {
         *lock(&self.busy) += 1;

@@ -1,67 +1,19 @@
 //! What an attempt's equal requests are numbered by, and what is said of a request for which there is no room.
 
-use std::collections::VecDeque;
-
 use axum::body::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::gateway::attempt::Shared;
-use crate::ledger::Checkpoints;
 
-/// Accounts that answer what they are asked to, and else grant.
-#[derive(Default)]
-struct Told {
-    reserve: Mutex<VecDeque<Reserve>>,
-    checkpoints: Mutex<Checkpoints>,
-    without_room: Mutex<Vec<WithoutRoom>>,
-}
-
-#[async_trait]
-impl Ledger for Told {
-    async fn until_durable(&self) {}
-
-    async fn reserve(&self, _: &Call) -> Result<Reserve, Unavailable> {
-        Ok(lock(&self.reserve).pop_front().unwrap_or(Reserve::Granted))
-    }
-
-    fn counts_in(&self, _: &str) -> bool {
-        false
-    }
-
-    fn checkpoints(&self) -> Checkpoints {
-        *lock(&self.checkpoints)
-    }
-
-    fn note_spent(&self, refused: &WithoutRoom) {
-        lock(&self.without_room).push(*refused);
-    }
-
-    async fn settle(&self, _: &Call, _: Settlement) -> Result<(), Unavailable> {
-        Ok(())
-    }
-
-    async fn reserve_purchase(&self, _: &Purchase) -> Result<Reserve, Unavailable> {
-        Ok(Reserve::Granted)
-    }
-
-    async fn settle_purchase(&self, _: &Purchase, _: Outcome) -> Result<(), Unavailable> {
-        Ok(())
-    }
-
-    async fn look_up(&self, _: &Call) -> Result<Option<Given>, Unavailable> {
-        Ok(None)
-    }
-}
-
-fn attempt(ledger: &Arc<Told>, degrades: bool, fit: Option<u64>) -> Attempt {
+fn attempt(ledger: &Arc<Open>, degrades: bool, fit: Option<u64>) -> Attempt {
     let models = ["wide", "narrow"].map(str::to_owned).into();
     Attempt { ledger: ledger.clone(), models, degrades, fit, caps: HostedCaps::default() }
 }
 
 #[tokio::test]
 async fn equal_requests_are_numbered_from_the_last_checkpoint_that_covers_answers() {
-    let ledger = Arc::new(Told::default());
+    let ledger = Arc::new(Open::default());
     let shared = Arc::new(Shared::new(attempt(&ledger, false, None), CancellationToken::new()));
     let place = async || shared.place([1; 32]).await.expect("a place");
     let numbers = |place: &crate::gateway::attempt::Place| (place.key.nth, place.of_attempt);
@@ -75,7 +27,7 @@ async fn equal_requests_are_numbered_from_the_last_checkpoint_that_covers_answer
     assert_eq!(numbers(&place().await), (2, 2), "it only says what was used");
     *lock(&ledger.checkpoints) = Checkpoints { written: 2, covering: 2 };
     let next = place().await;
-    assert_eq!(numbers(&next), (0, 2), "whoever begins at the checkpoint asks for the first time");
+    assert_eq!(numbers(&next), (0, 2), "an attempt that begins at the checkpoint asks for the first time");
     // It was under way, so no checkpoint covers its answer.
     under_way.answered(2);
     next.answered(2);
@@ -133,7 +85,7 @@ fn spent() -> Reserve {
 
 #[tokio::test]
 async fn the_next_model_is_asked_for_no_more_output_than_it_has() {
-    let (ledger, asked) = (Arc::new(Told::default()), Arc::default());
+    let (ledger, asked) = (Arc::new(Open::default()), Arc::default());
     let gateway = two_models(&asked).await;
     let opened = gateway.open(attempt(&ledger, true, None)).expect("opened");
     for (named, sent) in [(5_000, 100), (60, 60)] {
@@ -157,14 +109,14 @@ async fn the_next_model_is_asked_for_no_more_output_than_it_has() {
 
 #[tokio::test]
 async fn a_refusal_says_what_the_request_can_cost_at_least() {
-    let (ledger, asked) = (Arc::new(Told::default()), Arc::default());
+    let (ledger, asked) = (Arc::new(Open::default()), Arc::default());
     let gateway = two_models(&asked).await;
     let mut least = Vec::new();
     for fit in [None, Some(1_000), Some(6_000)] {
         let opened = gateway.open(attempt(&ledger, false, fit)).expect("opened");
         lock(&ledger.reserve).push_back(spent());
         assert_eq!(send(&gateway, &opened, &asks(5_000)).await.status(), 402);
-        let WithoutRoom { request, most, least: at_least } = lock(&ledger.without_room).pop().expect("noted");
+        let WithoutRoom { request, most, least: at_least } = lock(&ledger.spent).pop().expect("noted");
         assert!(request.is_some());
         least.push((most.micros() - at_least.micros(), fit));
     }
