@@ -75,7 +75,7 @@ async fn a_busy_worker_ends_its_job_stays_ready_meanwhile_and_begins_no_other() 
     let fleet = Fleet::new().await;
     let leader = leading(&fleet.store).await;
     let first = fleet.worker("first").start().await;
-    let long = job("long", "scripted", json!({"count": 40, "delay_ms": 100}));
+    let long = job("long", "scripted", json!({"count": 120, "delay_ms": 100}));
     let next = job("long", "scripted", json!({"count": 1}));
     fleet.enqueue(&[long.clone(), next.clone()]).await;
     fleet.iterated(long.job_id, 2).await;
@@ -99,7 +99,7 @@ async fn a_busy_worker_ends_its_job_stays_ready_meanwhile_and_begins_no_other() 
 
     drained(&fleet, &first).await;
     let ended = fleet.view(long.job_id).await.unwrap();
-    assert_eq!((ended.state, ended.attempts, ended.iterations), (JobState::Succeeded, 1, 40), "{ended:?}");
+    assert_eq!((ended.state, ended.attempts, ended.iterations), (JobState::Succeeded, 1, 120), "{ended:?}");
     assert_eq!(ended.worker_id.unwrap().to_string(), first.id().await);
     assert!(!is_ready(&first).await);
     let view = fleet.ended(next.job_id).await;
