@@ -36,7 +36,7 @@ bench-http: ## Measure the HTTP API: rates, latencies, and the memory of idle st
 
 # It uses the debug build, which has overflow checks and debug assertions, and which `make test` has built already.
 chaos: ## Break a fleet in every way we know, and count what is lost or done twice (about 12 minutes)
-	cargo build --locked -p producer -p worker -p tests --bin producer --bin worker --bin chaos
+	cargo build --locked --workspace --all-targets
 	ops/dev/services run -- target/debug/chaos
 
 check: ## Check format, lints and licences, as CI does before it tests
