@@ -108,6 +108,30 @@ async fn an_interrupt_keeps_what_an_agent_did_and_the_next_job_goes_on_from_it()
 }
 
 #[tokio::test]
+async fn an_interrupt_ends_a_models_call_at_once_and_what_that_costs_is_known() {
+    // The first answer takes some seconds, in which a later job takes the place.
+    let slow = TURNS.replacen("{\"thinking\"", "{\"pause_ms\": 700, \"thinking\"", 1).replace("halt", "slow");
+    let desk = Desk::new(&format!("{slow}, \"says\": [{{\"text\": \"Said.\"}}]")).await;
+    let _worker = desk.worker("worker", "").set("WORKER_SLOTS", 6).start().await;
+    let jobs = jobs("two");
+    desk.fleet.enqueue(&jobs).await;
+    let streams = async || (desk.provider.charged().len() == AGENTS.len()).then_some(());
+    until("all models stream", streams).await;
+    let later = later(OnBusy::Interrupt);
+    desk.fleet.enqueue(&later).await;
+    for (spec, next) in jobs.iter().zip(&later) {
+        let view = desk.fleet.ended(spec.job_id).await;
+        let code = view.failure.as_ref().map(|failure| failure.code);
+        assert_eq!((view.state, code), (JobState::Cancelled, Some(FailureCode::Interrupted)), "{view:?}");
+        assert_eq!((view.iterations, desk.notes(spec.session_id.as_str())), (0, 0), "no tool has begun");
+        assert_eq!(desk.fleet.ended(next.job_id).await.state, JobState::Succeeded);
+        let is_settled = async || (desk.calls_of(spec.job_id, "settled").await == 1).then_some(());
+        until("the call that was given up is settled", is_settled).await;
+    }
+    desk.nothing_is_wrong().await;
+}
+
+#[tokio::test]
 async fn a_rollback_undoes_what_an_agent_said_and_counts_its_cost() {
     let desk = Desk::new(&format!("{TURNS}, \"says\": [{{\"text\": \"Said.\"}}]")).await;
     let _worker = desk.worker("worker", "").set("WORKER_SLOTS", 6).start().await;

@@ -140,7 +140,7 @@ impl Agent {
         let limit = self.settings.timeout;
         tokio::select! {
             biased;
-            stop = signal.stopped() => stop.into(),
+            stop = signal.must_end() => stop.into(),
             () = sleep(limit) => {
                 let problem = format!("ran longer than timeout_ms = {}", limit.as_millis());
                 Failure::retryable(FailureCode::Timeout, problem).into()
@@ -163,7 +163,7 @@ async fn until(
         why = over => why,
         ended = &mut work => return ended,
     };
-    calls.stop();
+    calls.stop(Stop::Drain);
     let last = timeout(CALLS_GRACE, async {
         tokio::select! {
             biased;

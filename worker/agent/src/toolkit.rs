@@ -68,9 +68,11 @@ impl Calls {
         self.stopper.signal()
     }
 
-    /// Asks those that are under way to end, and lets no other begin.
-    pub fn stop(&self) {
-        self.stopper.ask(Stop::Drain);
+    /// Asks those that are under way to end, and lets no other begin. The first reason stands.
+    pub fn stop(&self, why: Stop) {
+        if self.check().is_ok() {
+            self.stopper.ask(why);
+        }
     }
 
     /// Fails once they have been asked to end.

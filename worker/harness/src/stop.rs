@@ -115,6 +115,12 @@ impl StopSignal {
         self.asked_for(Stop::is_immediate).await
     }
 
+    /// Resolves when the run must end: at once, or at its next checkpoint. A run that can stop between its checkpoints without
+    /// losing anything waits for this. A job that is only wanted back goes on.
+    pub async fn must_end(&self) -> Stop {
+        self.asked_for(|stop| *stop != Stop::HandBack).await
+    }
+
     /// Returns whether the worker wants the job back at its next checkpoint, or sooner.
     pub fn is_wanted_back(&self) -> bool {
         matches!(self.asked(), Some(Stop::HandBack | Stop::Drain))

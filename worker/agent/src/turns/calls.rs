@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::stream::{FuturesUnordered, StreamExt};
-use harness::{Ask, Event, MAX_DELTA_BYTES, Part, RunError, Shortage, Work};
+use harness::{Ask, Event, MAX_DELTA_BYTES, Part, RunError, Shortage, Stop, Work};
 use job::{Json, MAX_QUESTIONS};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -239,7 +239,7 @@ impl Turns<'_> {
                         *left -= 1;
                     }
                     // It may have taken effect. The others have time to end as well.
-                    Err(CallError::Stopped) => self.calls.stop(),
+                    Err(CallError::Stopped) => self.calls.stop(Stop::Drain),
                     // It did not begin. What others have done is not lost with it.
                     Err(CallError::Shortage(problem)) => short = Some(problem),
                 }
@@ -265,11 +265,19 @@ impl Turns<'_> {
         running: &mut FuturesUnordered<C>,
         ended: &mut VecDeque<C::Output>,
     ) -> Result<(), RunError> {
+        let calls = self.calls.clone();
         let mut keeping = pin!(self.keep());
         loop {
             tokio::select! {
                 biased;
-                kept = &mut keeping => return kept,
+                kept = &mut keeping => return match kept {
+                    // It is kept. The calls under way have their time to end.
+                    Err(RunError::Stopped(why @ Stop::Interrupted)) => {
+                        calls.stop(why);
+                        Ok(())
+                    }
+                    kept => kept,
+                },
                 Some(call) = running.next(), if !running.is_empty() => ended.push_back(call),
             }
         }

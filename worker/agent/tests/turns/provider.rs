@@ -26,6 +26,8 @@ use crate::world::{Points, Speaks};
 pub enum Fault {
     /// Refused with this status, and asked to come back at once.
     Refuses(u16),
+    /// Refused, and asked to come back in a minute.
+    Later,
     /// The stream is cut after this many events, if it has more.
     CutAfter(usize),
     /// The conversation is too long.
@@ -81,6 +83,11 @@ impl Provider {
     pub fn fault(&self, fault: Fault) {
         self.state.faults.lock().expect("not poisoned").push_back(fault);
     }
+
+    /// Returns how many faults no request has met yet.
+    pub fn faults_left(&self) -> usize {
+        self.state.faults.lock().expect("not poisoned").len()
+    }
 }
 
 async fn answer(State(state): State<Arc<State_>>, body: String, speaks: Speaks) -> Response {
@@ -90,6 +97,10 @@ async fn answer(State(state): State<Arc<State_>>, body: String, speaks: Speaks) 
         Some(Fault::Refuses(status)) => {
             let status = StatusCode::from_u16(status).expect("it works");
             return (status, [("retry-after", "0")], refusal("later")).into_response();
+        }
+        Some(Fault::Later) => {
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            return (status, [("retry-after", "60")], refusal("later")).into_response();
         }
         Some(Fault::TooLong) => {
             return (StatusCode::BAD_REQUEST, refusal("prompt is too long: 9 tokens > 8 maximum"))

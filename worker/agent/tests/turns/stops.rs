@@ -1,18 +1,19 @@
-//! A stop reaches the tools that run: each has the time to end that its table gives it, unless the lease is lost. A
-//! checkpoint that is slow takes nothing of that time.
+//! A stop ends a model's call at once, and reaches the tools that run: each has the time to end that its table gives it, unless
+//! the lease is lost. A checkpoint that is slow takes nothing of that time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use agent::AgentTools;
-use harness::{RunError, Stop};
+use harness::{RunError, Stop, Stopper};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tools::{Machine, ToolsConfig};
 
-use crate::provider::{Script, Turn};
+use crate::kills;
+use crate::provider::{Fault, Script, Turn};
 use crate::world::{Speaks, World, tls};
 
 /// Notes that it runs, and after SIGTERM takes a moment to note that it ends.
@@ -88,12 +89,48 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn each_tool_of_a_run_that_is_stopped_has_its_time_to_end() {
-    for stop in [Stop::Drain, Stop::Cancelled, Stop::Timeout] {
+    for stop in [Stop::Drain, Stop::Cancelled, Stop::Timeout, Stop::Interrupted] {
         let holding = Holding::new().await;
         let ended = holding.stopped(stop.clone()).await;
         assert!(matches!(&ended, RunError::Stopped(why) if *why == stop), "{stop:?}: {ended:?}");
         assert_eq!(holding.files("ended-").len(), 2, "{stop:?}");
         assert_eq!(holding.world.provider.asked().len(), 1, "no other call of the model is begun");
+    }
+}
+
+/// What ends a run before its worker does.
+const STOPS: [Stop; 4] = [Stop::Cancelled, Stop::Deadline, Stop::Interrupted, Stop::RolledBack];
+
+#[tokio::test]
+async fn a_stop_ends_a_models_call_and_the_wait_for_another_try_at_once() {
+    for (stop, fault) in STOPS.iter().flat_map(|stop| [(stop, Fault::Stalls), (stop, Fault::Later)]) {
+        let world = World::on(Speaks::Messages, kills::script()).await;
+        world.provider.fault(fault);
+        let stopping = async {
+            until("the provider has the call", || world.provider.faults_left() == 0).await;
+            world.stopper.lock().expect("not poisoned").ask(stop.clone());
+            Instant::now()
+        };
+        let (ended, asked_at) = tokio::join!(world.run(), stopping);
+        assert!(matches!(&ended, Err(RunError::Stopped(why)) if why == stop), "{stop:?}: {ended:?}");
+        assert!(asked_at.elapsed() < Duration::from_secs(5), "{stop:?} {fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_tool_begins_after_a_stop_that_came_while_the_model_answered() {
+    for stop in STOPS {
+        let stopper = Arc::new(OnceLock::<Arc<Mutex<Stopper>>>::new());
+        let (asks, why) = (stopper.clone(), stop.clone());
+        let script: Script = Arc::new(move |at| {
+            asks.get().expect("it runs").lock().expect("not poisoned").ask(why.clone());
+            kills::script()(at)
+        });
+        let world = World::on(Speaks::Messages, script).await;
+        stopper.set(world.stop_cell.clone()).expect("once");
+        let ended = world.run().await;
+        assert!(matches!(&ended, Err(RunError::Stopped(why)) if *why == stop), "{stop:?}: {ended:?}");
+        assert!(world.effects.lock().expect("not poisoned").is_empty(), "{stop:?}");
     }
 }
 

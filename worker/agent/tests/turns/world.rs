@@ -87,7 +87,8 @@ pub struct World {
     pub opened: Arc<Mutex<Vec<bool>>>,
     /// What persons have decided.
     pub answers: BTreeMap<CallId, ClosedInput>,
-    stop_cell: Arc<Mutex<Stopper>>,
+    /// The same, for what is made before the world.
+    pub stop_cell: Arc<Mutex<Stopper>>,
     /// What its tools are.
     pub tools: Vec<Tool>,
     /// How long a checkpoint takes.
