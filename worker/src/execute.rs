@@ -53,7 +53,7 @@ impl Execution<'_> {
             }
         };
         drop(given.session);
-        let Beginning { session, before_job, parts: before, has_appended } = beginning;
+        let Beginning { session, before_job, parts: before, has_appended, stalled } = beginning;
         let before_job = Arc::new(before_job);
         let journal = Arc::new(Journal::new(self.attempt, before_job.clone(), self.span.place()));
         let calls = match Calls::open(self.attempt, &journal) {
@@ -62,6 +62,7 @@ impl Execution<'_> {
         };
         let mut run = Run::new(self.task(given.input), session, journal.clone(), stop.signal())
             .within(worker.settings.max_session_bytes, before)
+            .stalled_for(stalled)
             .answered(claimed.answers.iter().cloned())
             .metered_by(calls.clone().map(|calls| calls as Arc<dyn Meter>));
         let result = self.result(harness, &mut run, has_appended).await;

@@ -55,6 +55,9 @@ pub struct Beginning {
     pub parts: Parts,
     /// Whether earlier attempts at the job have appended anything to it.
     pub has_appended: bool,
+    /// For how many iterations in a row the job has left memory and progress unchanged, as far as this can be told: since
+    /// an earlier attempt has folded the session, if one has.
+    pub stalled: u64,
 }
 
 impl Beginning {
@@ -75,21 +78,22 @@ impl Beginning {
             session.usage.output_tokens = state.output_tokens.unsigned_abs();
         }
         let mut before_job = session.clone();
-        let mut has_appended = state.folded_within;
+        let (mut has_appended, mut stalled) = (state.folded_within, 0);
         if let Some(text) = &state.deltas {
             let deltas = serde_json::from_str::<Vec<Added<'_>>>(text)?;
             (parts.rows, parts.bytes) = (deltas.len(), text.len());
             for added in deltas {
                 let delta = Delta::of_kept(added.delta.get(), added.entries.map(RawValue::get))?;
-                session.apply(&delta);
                 if added.job_id == job_id {
                     has_appended = true;
+                    stalled = session.stalled(stalled, &delta);
                 } else {
                     before_job.apply(&delta);
                 }
+                session.apply(&delta);
             }
         }
-        Ok(Beginning { session, before_job, parts, has_appended })
+        Ok(Beginning { session, before_job, parts, has_appended, stalled })
     }
 }
 
@@ -169,6 +173,24 @@ mod tests {
         };
         assert!(!due(&Session::default(), (0..7).map(remembers).collect()));
         assert!(due(&Session::default(), (0..10).map(remembers).collect()));
+    }
+
+    #[test]
+    fn iterations_without_progress_are_counted_over_the_attempts_at_a_job() {
+        let (job, other) = (JobId::now(), JobId::now());
+        let does = |iterations, memory: serde_json::Value| Delta {
+            iterations,
+            memory: memory.as_object().cloned(),
+            ..says(5)
+        };
+        let same = || does(1, json!({"a": {"b": 1}, "gone": null}));
+        let stalled = |deltas: &[(JobId, Delta)]| {
+            Beginning::read(&state(&Session::default(), deltas), job).unwrap().stalled
+        };
+        let deltas = [(other, does(7, json!({}))), (job, same()), (job, same()), (job, does(2, json!(null)))];
+        assert_eq!(stalled(&deltas), 3);
+        assert_eq!(stalled(&[&deltas[..], &[(job, does(1, json!({"a": {"b": null}})))]].concat()), 0);
+        assert_eq!(stalled(&deltas[..1]), 0, "another job's");
     }
 
     #[test]

@@ -182,6 +182,28 @@ async fn a_job_without_progress_is_stopped_with_its_own_reason() {
     assert_eq!(failure(view).code, FailureCode::NoProgress);
 }
 
+/// Makes no progress, and crashes after two iterations.
+const STALLING_CRASHING: &str = r#"#!/usr/bin/env python3
+import json, sys
+sys.stdin.readline()
+for _ in range(2):
+    print(json.dumps({"type": "checkpoint", "iterations": 1, "context_window": ["hm"]}), flush=True)
+sys.exit(1)
+"#;
+
+#[tokio::test]
+async fn iterations_without_progress_are_counted_over_all_attempts() {
+    let fleet = Fleet::new().await;
+    let agents = fleet.agents(&[("crashing", &fleet.program("crashing.py", STALLING_CRASHING))]);
+    let _worker = fleet.worker("worker").set("AGENTS_FILE", agents).start().await;
+    let mut spec = JobSpec { max_stalled_iterations: Some(5), ..job("s", "crashing", json!(null)) };
+    (spec.retry.max_attempts, spec.retry.base_delay_ms) = (9, 10);
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, view.attempts, view.iterations), (JobState::Failed, 3, 5), "{view:?}");
+    assert_eq!(failure(view).code, FailureCode::NoProgress);
+}
+
 #[tokio::test]
 async fn a_deadline_ends_a_job_whether_it_runs_retries_or_waits() {
     let fleet = Fleet::new().await;

@@ -6,6 +6,7 @@
 //! the wire wants it so.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ops::Range;
 
 use job::{JobId, Json};
@@ -216,6 +217,22 @@ impl<'a> Transcript<'a> {
         let (began, _) = self.job(job_id)?;
         let own = (began..self.kinds.len()).rev().filter_map(|at| self.entry(at));
         own.map(Json::as_str).find(|entry| entry.contains(text))
+    }
+
+    /// Returns each call of this job that has a result, with the entry of that.
+    pub fn results(&self, job_id: JobId) -> impl Iterator<Item = (ToolCall, &'a Json)> {
+        let began = self.job(job_id).map_or(self.kinds.len(), |(began, _)| began);
+        // A provider may number the calls of each answer anew.
+        let mut made: HashMap<&str, usize> = HashMap::new();
+        self.messages_of(began..self.kinds.len()).filter_map(move |(at, message)| {
+            if message.by_model {
+                made.extend(message.calls.iter().map(|id| (id.as_str(), at)));
+                return None;
+            }
+            let id = message.calls.first()?;
+            let call = self.calls(&[(*made.get(id.as_str())?, id.as_str())]).into_iter().next()?;
+            Some((call, self.entry(at)?))
+        })
     }
 
     /// Returns the body of the next request.

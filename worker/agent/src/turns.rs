@@ -57,7 +57,8 @@ pub(crate) struct Turns<'r> {
     are_tools_compared: bool,
     /// What the model has to know of its tools and is not told yet.
     news: Vec<String>,
-    /// Results that were seen in this attempt.
+    /// Results that the job has seen, as far as its context has them or this attempt had. Only a job that asks for progress
+    /// needs those of the attempts before.
     seen: HashSet<[u8; 32]>,
     /// Whether one of the pending ones is new.
     is_news: bool,
@@ -82,6 +83,13 @@ impl<'r> Turns<'r> {
             offered.push(person::ask_tool());
             offered.sort_by(|one, other| one.name.cmp(&other.name));
         }
+        let mut seen = HashSet::new();
+        if run.task().max_stalled_iterations.is_some() {
+            let transcript = digest.on([&run.session().context_window, &[]]);
+            seen.extend(
+                transcript.results(run.task().job_id).map(|(call, result)| calls::sum(&call, result)),
+            );
+        }
         Turns {
             settings,
             run,
@@ -96,7 +104,7 @@ impl<'r> Turns<'r> {
             is_resumed: true,
             are_tools_compared: false,
             news: Vec::new(),
-            seen: HashSet::new(),
+            seen,
             is_news: false,
             repairs: 0,
             was_too_long: false,

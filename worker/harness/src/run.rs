@@ -89,6 +89,12 @@ impl Run {
         Run { task, session, journal, stop, stalled: 0, room, meter: None, paid, answers }
     }
 
+    /// Lets the run begin after so many iterations in a row, in the job's earlier attempts, that left memory and progress
+    /// unchanged.
+    pub fn stalled_for(self, iterations: u64) -> Run {
+        Run { stalled: iterations, ..self }
+    }
+
     /// Gives the run what became of the questions of the job's earlier attempts.
     pub fn answered(self, answers: impl IntoIterator<Item = (CallId, ClosedInput)>) -> Run {
         Run { answers: answers.into_iter().collect(), ..self }
@@ -166,12 +172,10 @@ impl Run {
         self.journal.checkpoint(&delta).await?;
         self.paid = used.unwrap_or_default();
         self.room = room;
-        let before = self.task.max_stalled_iterations.map(|_| self.session.progress());
-        self.session.apply(&delta);
-        match before {
-            Some(before) if before == self.session.progress() => self.stalled += delta.iterations,
-            _ => self.stalled = 0,
+        if self.task.max_stalled_iterations.is_some() {
+            self.stalled = self.session.stalled(self.stalled, &delta);
         }
+        self.session.apply(&delta);
         match self.task.max_stalled_iterations {
             _ if self.stop.asked() == Some(Stop::Interrupted) => Err(Stop::Interrupted),
             Some(most) if self.stalled >= u64::from(most) => Err(Stop::Stalled(self.stalled)),

@@ -64,9 +64,21 @@ pub struct Delta {
 }
 
 impl Session {
-    /// Returns the part of the state that changes when the work makes progress.
-    pub(crate) fn progress(&self) -> (Map<String, Value>, Map<String, Value>) {
-        (self.memory.clone(), self.feature_progress.clone())
+    /// Returns for how many iterations in a row memory and progress are unchanged with this delta, if it was so for `stalled`
+    /// of them before it.
+    pub fn stalled(&self, stalled: u64, delta: &Delta) -> u64 {
+        let changes = |state: &Map<String, Value>, patch: &Option<Map<String, Value>>| {
+            patch.iter().flatten().any(|(key, value)| {
+                let before = state.get_key_value(key).map(|(key, value)| (key.clone(), value.clone()));
+                let mut after = Map::from_iter(before);
+                merge(&mut after, &Map::from_iter([(key.clone(), value.clone())]));
+                after.get(key) != state.get(key)
+            })
+        };
+        if changes(&self.memory, &delta.memory) || changes(&self.feature_progress, &delta.feature_progress) {
+            return 0;
+        }
+        add_counts(stalled, delta.iterations)
     }
 
     /// Returns the size of the state as JSON, in bytes: memory, context and progress, without the counts.

@@ -351,16 +351,17 @@ impl Turns<'_> {
         let data = json!({"tool": call.name, "call_id": call.id, "outcome": outcome, "text": text});
         self.run.event(Event::new("tool_result", data));
         let result = wire.result(&call.id, &output);
-        let mut sum = Sha256::new();
-        sum.update(&call.name);
-        sum.update([0]);
-        sum.update(call.input.as_ref().map_or("", Json::as_str));
-        sum.update([0]);
-        // The id of the call is another each time.
-        sum.update(format!("{:?}", output.content));
-        self.is_news |= self.seen.insert(sum.finalize().into());
+        self.is_news |= self.seen.insert(sum(call, &result));
         self.add(result);
     }
+}
+
+/// Returns what is the same for equal calls with equal results, given the entry of the result.
+pub(super) fn sum(call: &ToolCall, result: &Json) -> [u8; 32] {
+    // The id of the call is another each time.
+    let result = result.as_str().replacen(&quoted(&call.id), "", 1);
+    let input = call.input.as_ref().map_or("", Json::as_str);
+    Sha256::digest([&*call.name, input, &result].join("\0")).into()
 }
 
 /// Returns the beginning of a text.

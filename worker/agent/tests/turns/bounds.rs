@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use harness::RunError;
+use harness::{RunError, Stop};
 use job::FailureCode;
 use serde_json::json;
 
@@ -280,6 +280,23 @@ async fn the_same_result_again_is_no_progress() {
     world.task.max_stalled_iterations = Some(2);
     let (code, _) = failed(world.run().await);
     assert_eq!((code, world.provider.asked().len()), (FailureCode::NoProgress, 3));
+}
+
+#[tokio::test]
+async fn a_result_that_an_attempt_before_has_seen_is_no_progress() {
+    for speaks in Speaks::ALL {
+        let same = |at| Turn::Calls(vec![(format!("look_{at}"), "look", "{}".to_owned())]);
+        let mut world = World::on(speaks, Arc::new(same)).await;
+        world.task.max_stalled_iterations = Some(2);
+        // After the input and two answers.
+        world.wanted_back_at = Some(2);
+        assert!(matches!(world.run().await, Err(RunError::Stopped(Stop::Drain))), "{speaks:?}");
+        world.wanted_back_at = None;
+        let before = world.session.lock().expect("not poisoned").feature_progress.clone();
+        let (code, _) = failed(world.run().await);
+        assert_eq!((code, world.provider.asked().len()), (FailureCode::NoProgress, 4), "{speaks:?}");
+        assert_eq!(world.session.lock().expect("not poisoned").feature_progress, before, "{speaks:?}");
+    }
 }
 
 #[tokio::test]
