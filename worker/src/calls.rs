@@ -131,6 +131,10 @@ impl Meter for Calls {
         self.opened.port()
     }
 
+    fn most_output(&self, model: &str) -> Option<u64> {
+        self.opened.most_output(model)
+    }
+
     fn used(&self) -> Usage {
         self.opened.used()
     }
@@ -158,6 +162,10 @@ impl Meter for Metered {
 
     fn port(&self) -> u16 {
         self.0.port()
+    }
+
+    fn most_output(&self, model: &str) -> Option<u64> {
+        self.0.most_output(model)
     }
 
     fn used(&self) -> Usage {

@@ -164,6 +164,10 @@ impl Meter for Gateway {
         self.0.port()
     }
 
+    fn most_output(&self, _: &str) -> Option<u64> {
+        None
+    }
+
     fn used(&self) -> Usage {
         Usage::default()
     }

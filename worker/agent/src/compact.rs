@@ -96,31 +96,26 @@ impl Plan {
     }
 
     /// Writes the request for the summary to a model, bounded to about this many tokens.
-    pub fn request(&self, (wire, model): (Wire, &str), most_tokens: u64, max_output_tokens: u64) -> String {
+    pub fn request(&self, (wire, model): (Wire, &str), most_tokens: u64, most_output: u64) -> String {
         let most = usize::try_from(most_tokens.saturating_mul(BYTES_PER_TOKEN) / 2).unwrap_or(usize::MAX);
         let full = self.record(OUTPUT);
         let record = if full.len() <= most { full } else { clipped(&self.record(SHORT_OUTPUT), most) };
         let mut request = Request::default();
-        let limit = max_output_tokens.min(SUMMARY_TOKENS);
+        let limit = most_output.min(SUMMARY_TOKENS);
         let summarise = format!("{SUMMARISE} Use at most {} words.", limit / 2);
-        let limit = limit.to_string();
         request.set("model", quoted(model));
         request.set("stream", "true".to_owned());
+        request.set(wire.output_limit(), limit.to_string());
         let said = wire.said(&record);
         let mut conversation = vec![said.as_str()];
         let system = format!(r#"{{"role":"system","content":{}}}"#, quoted(&summarise));
         match wire {
-            Wire::Messages => {
-                request.set("max_tokens", limit);
-                request.set("system", quoted(&summarise));
-            }
+            Wire::Messages => request.set("system", quoted(&summarise)),
             Wire::Chat => {
-                request.set("max_completion_tokens", limit);
                 request.set("stream_options", r#"{"include_usage":true}"#.to_owned());
                 conversation.insert(0, &system);
             }
             Wire::Responses => {
-                request.set("max_output_tokens", limit);
                 request.set("store", "false".to_owned());
                 request.set("instructions", quoted(&summarise));
             }

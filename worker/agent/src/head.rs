@@ -61,11 +61,12 @@ pub(crate) fn tools_of(head: &Head) -> Vec<String> {
     tools.filter_map(name).collect()
 }
 
-/// Makes the head for a model.
-pub(crate) fn head(settings: &Settings, model: &str, tools: &[Tool]) -> Head {
+/// Makes the head for a model, whose answers have at most so many tokens.
+pub(crate) fn head(settings: &Settings, model: &str, most_output: u64, tools: &[Tool]) -> Head {
     let wire = settings.wire(model);
     let mut request = Request::default();
     request.set("model", quoted(model));
+    request.set(wire.output_limit(), most_output.to_string());
     let opening = match wire {
         Wire::Messages => of_messages(settings, tools, &mut request),
         Wire::Chat => of_chat(settings, tools, &mut request),
@@ -77,7 +78,6 @@ pub(crate) fn head(settings: &Settings, model: &str, tools: &[Tool]) -> Head {
 type Opening = Vec<Box<RawValue>>;
 
 fn of_messages(settings: &Settings, tools: &[Tool], request: &mut Request) -> Opening {
-    request.set("max_tokens", settings.max_output_tokens.to_string());
     request.set("stream", "true".to_owned());
     // The provider finds the longest prefix by itself, and nothing moves within the messages.
     request.set("cache_control", r#"{"type":"ephemeral"}"#.to_owned());
@@ -96,7 +96,6 @@ fn of_messages(settings: &Settings, tools: &[Tool], request: &mut Request) -> Op
 }
 
 fn of_chat(settings: &Settings, tools: &[Tool], request: &mut Request) -> Opening {
-    request.set("max_completion_tokens", settings.max_output_tokens.to_string());
     request.set("stream", "true".to_owned());
     request.set("stream_options", r#"{"include_usage":true}"#.to_owned());
     request.set_all(&settings.options.openai);
@@ -113,7 +112,6 @@ fn of_chat(settings: &Settings, tools: &[Tool], request: &mut Request) -> Openin
 }
 
 fn of_responses(settings: &Settings, tools: &[Tool], request: &mut Request) -> Opening {
-    request.set("max_output_tokens", settings.max_output_tokens.to_string());
     request.set("stream", "true".to_owned());
     // Any worker goes on from the session alone, so reasoning comes with its content instead of staying at the provider.
     request.set("store", "false".to_owned());

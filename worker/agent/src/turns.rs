@@ -19,7 +19,6 @@ use crate::answer::StopReason;
 use crate::ask::{Asked, Gateway};
 use crate::compact::{SUMMARY_TOKENS, is_long_for_a_new_head};
 use crate::config::Settings;
-use crate::head::head;
 use crate::marks::{JobMark, TurnMark};
 use crate::person;
 use crate::schema::{Schema, json_of};
@@ -169,7 +168,7 @@ impl<'r> Turns<'r> {
     fn add_input(&mut self) -> Result<Option<String>, RunError> {
         let said = self.input()?;
         let Some(model) = self.settings.models.first() else { return Err(no_model().into()) };
-        let wanted = head(self.settings, model, &self.offered).entry();
+        let wanted = self.head_for(model).entry();
         let wire = self.settings.wire(model);
         let transcript = self.transcript();
         let (last, is_new) = match transcript.head() {
@@ -280,7 +279,7 @@ impl<'r> Turns<'r> {
         self.may_have_begun = is_replayed || is_cached && self.is_resumed;
         self.is_resumed = false;
         if let Some(model) = self.answered_by(&answer.model, instead) {
-            self.add(head(self.settings, &model, &self.offered).entry());
+            self.add(self.head_for(&model).entry());
         }
         answer.entries.into_iter().for_each(|entry| self.add(entry));
         let mark = TurnMark::new(answer.tokens.input, answer.tokens.output, answer.stop);

@@ -70,6 +70,15 @@ impl Wire {
         }
     }
 
+    /// Returns the field of a request that limits its output.
+    pub fn output_limit(self) -> &'static str {
+        match self {
+            Wire::Messages => "max_tokens",
+            Wire::Chat => "max_completion_tokens",
+            Wire::Responses => "max_output_tokens",
+        }
+    }
+
     /// Begins an answer.
     pub fn assembly(self) -> Assembly {
         match self {

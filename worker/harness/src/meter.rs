@@ -14,6 +14,9 @@ pub trait Meter: Send + Sync {
     /// Returns the TCP port of the meter, on this machine.
     fn port(&self) -> u16;
 
+    /// Returns the most tokens that one answer of a model can have, if that is known.
+    fn most_output(&self, model: &str) -> Option<u64>;
+
     /// Returns what all calls of the run have used so far. It only grows.
     fn used(&self) -> Usage;
 

@@ -34,6 +34,7 @@ use axum::response::Response;
 use axum::routing::{any, get, post};
 use axum_server::Handle;
 use axum_server::accept::NoDelayAcceptor;
+use chrono::Utc;
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
@@ -209,6 +210,9 @@ impl Gateway {
         getrandom::fill(&mut random)?;
         let text = random.iter().fold("hgw_".to_owned(), |text, byte| text + &format!("{byte:02x}"));
         let digest = digest(&text);
+        let (today, prices) = (Utc::now().date_naive(), &self.inner.settings.prices);
+        let most_output = |model: &String| Some((model.clone(), prices.find(model, today).ok()?.max_output));
+        let most_output = attempt.models.iter().filter_map(most_output).collect();
         let shared = Arc::new(Shared::new(attempt, self.stop.child_token()));
         lock(&self.inner.attempts).insert(digest, shared.clone());
         let inner = Arc::downgrade(&self.inner);
@@ -217,7 +221,7 @@ impl Gateway {
                 lock(&inner.attempts).remove(&digest);
             }
         };
-        Ok(Opened::new(self.addr, SecretString::from(text), shared, Box::new(close)))
+        Ok(Opened::new(self.addr, SecretString::from(text), shared, most_output, Box::new(close)))
     }
 
     /// Returns what says how much is under way. It may outlive the gateway.

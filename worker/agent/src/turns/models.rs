@@ -12,6 +12,7 @@ use crate::answer::StopReason;
 use crate::ask::{Asked, Unasked};
 use crate::fault::{Fault, Tries};
 use crate::head::head;
+use crate::marks::Head;
 use crate::wire::Wire;
 
 /// What a model is told that takes over from one whose last answer may be lost.
@@ -46,7 +47,7 @@ impl Turns<'_> {
             "the agent no longer has the job's model, and its first one goes on"
         );
         let wire = self.settings.wire(&next);
-        self.add(head(self.settings, &next, &self.offered).entry());
+        self.add(self.head_for(&next).entry());
         if may_be_lost && self.offered.iter().any(|tool| tool.repeat == Repeat::Unsafe) {
             self.add(wire.said(ANSWER_LOST));
         }
@@ -55,9 +56,20 @@ impl Turns<'_> {
         Ok(None)
     }
 
+    /// Makes the head for a model.
+    pub(super) fn head_for(&self, model: &str) -> Head {
+        head(self.settings, model, self.most_output(model), &self.offered)
+    }
+
+    /// Returns the agent's limit of output, or the model's own where that is lower: its provider would refuse a higher one.
+    pub(super) fn most_output(&self, model: &str) -> u64 {
+        let own = self.run.meter().and_then(|meter| meter.most_output(model)).filter(|most| *most > 0);
+        own.map_or(self.settings.max_output_tokens, |own| own.min(self.settings.max_output_tokens))
+    }
+
     /// Changes the model. It is in the ledger before it is asked, so that its answer is found again.
     async fn go_on_with(&mut self, model: &str) -> Result<(), RunError> {
-        self.add(head(self.settings, model, &self.offered).entry());
+        self.add(self.head_for(model).entry());
         self.checkpoint().await
     }
 

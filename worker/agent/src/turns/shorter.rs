@@ -13,7 +13,6 @@ use crate::compact::{
     BYTES_PER_TOKEN, Plan, bytes, most_after, most_before, without_images, without_outputs,
 };
 use crate::fault::{Fault, Tries};
-use crate::head::head;
 use crate::marks::{Head, JobMark};
 use crate::record::with_record;
 use crate::transcript::{Digest, anew};
@@ -89,7 +88,7 @@ impl Turns<'_> {
         let said = transcript.said_so_far(self.job_id());
         let most_bytes = most_after(self.run.most_bytes());
         let messages = without_images(transcript.messages(), most_bytes);
-        let new_head = self::head(self.settings, &head.model, &self.offered);
+        let new_head = self.head_for(&head.model);
         let messages = anew(new_head.wire, messages.iter().map(|message| (head.wire, message)));
         let (after, summary_tokens) = if !matches!(due, Due::Large) || bytes(&messages) > most_bytes {
             self.shortened(&new_head, messages, most_bytes as u64 / BYTES_PER_TOKEN, due).await?
@@ -179,7 +178,7 @@ impl Turns<'_> {
         let mut used = 0_u64;
         for (asked, tries) in last.into_iter().chain([(model, Tries::default())]) {
             let wire = self.settings.wire(asked);
-            let request = || plan.request((wire, asked), self.share(), self.settings.max_output_tokens);
+            let request = || plan.request((wire, asked), self.share(), self.most_output(asked));
             match self.asked(wire, asked, tries, &request).await {
                 Ok(Asked { answer, .. }) => {
                     used = used.saturating_add(answer.tokens.input).saturating_add(answer.tokens.output);

@@ -287,3 +287,29 @@ async fn an_agent_that_changes_its_api_within_a_job_goes_on_with_the_new_one_fro
         assert!(first.contains("call_id\":\"look_"), "{speaks:?} to {after}: the last call stays: {first}");
     }
 }
+
+#[tokio::test]
+async fn the_limit_of_output_is_at_most_what_the_model_takes() {
+    let limits = |world: &World| -> Vec<u64> {
+        let bodies = world.provider.asked().into_iter();
+        let bodies = bodies.map(|(_, body)| serde_json::from_str::<serde_json::Value>(&body).expect("JSON"));
+        bodies.map(|body| body["max_tokens"].as_u64().expect("a number")).collect()
+    };
+    let says: Script = Arc::new(|_| Turn::Says("Done.".to_owned(), "end_turn"));
+    // The provider would take 64,000 tokens from the second one.
+    let models = ["claude-opus-5-5", "claude-haiku-4-5"];
+    for (configured, taken) in [(500, 500), (100_000, 64_000)] {
+        let mut world = World::new(says.clone(), &models).await;
+        world.config["max_output_tokens"] = json!(configured);
+        world.provider.fault(Fault::Refuses(404));
+        world.run().await.expect("an output");
+        assert_eq!(limits(&world), [taken], "the next model");
+        world.next_job("And now?".into());
+        world.run().await.expect("an output");
+        assert_eq!(limits(&world), [taken, configured], "the first one again");
+    }
+    let mut world = World::new(says, &models[1..]).await;
+    world.config["max_output_tokens"] = json!(100_000);
+    world.run().await.expect("an output");
+    assert_eq!(limits(&world), [64_000], "the only one");
+}

@@ -281,6 +281,10 @@ impl Meter for Metered {
         self.0.port()
     }
 
+    fn most_output(&self, model: &str) -> Option<u64> {
+        self.0.most_output(model)
+    }
+
     fn used(&self) -> Usage {
         let metered = self.0.metered();
         Usage { input_tokens: metered.input_tokens, output_tokens: metered.output_tokens, ..Usage::default() }

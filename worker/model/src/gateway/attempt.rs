@@ -72,6 +72,8 @@ pub struct Opened {
     addr: SocketAddr,
     token: SecretString,
     shared: Arc<Shared>,
+    /// The most tokens of an answer of each of its models.
+    most_output: HashMap<String, u64>,
     close: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -126,9 +128,10 @@ impl Opened {
         addr: SocketAddr,
         token: SecretString,
         shared: Arc<Shared>,
+        most_output: HashMap<String, u64>,
         close: Box<dyn Fn() + Send + Sync>,
     ) -> Opened {
-        Opened { addr, token, shared, close }
+        Opened { addr, token, shared, most_output, close }
     }
 
     /// Returns [`GATEWAY_VARIABLES`] with their values.
@@ -148,6 +151,11 @@ impl Opened {
     /// Returns the gateway's port.
     pub fn port(&self) -> u16 {
         self.addr.port()
+    }
+
+    /// Returns the most tokens that one answer of a model can have, if the agent names it and it has a price.
+    pub fn most_output(&self, model: &str) -> Option<u64> {
+        self.most_output.get(model).copied()
     }
 
     /// Returns what its calls have cost.
