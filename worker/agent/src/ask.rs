@@ -3,6 +3,7 @@
 //! The gateway reserves, waits, meters and stores; here is what a program with an SDK would do. Answers are streamed always:
 //! text can be shown while it comes, and a provider that has fallen silent is noticed.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,10 +13,38 @@ use job::{Failure, FailureCode};
 use model::Frames;
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::time::timeout;
 
 use crate::answer::{Answer, NoAnswer};
 use crate::fault::{Again, Fault, Tries};
 use crate::wire::Wire;
+
+/// How many KiB of requests are on their way to the gateway at a time, of all runs of this process. Each is a copy of its
+/// conversation. A thousand sessions that go on at once would all be written before the first is sent.
+const MOST_ON_THEIR_WAY: usize = 4 * 1_024;
+static ON_THEIR_WAY: Semaphore = Semaphore::const_new(MOST_ON_THEIR_WAY);
+/// What takes longer to be sent no longer keeps others from being written: programs of the same attempt can hold it up.
+const SENT_WITHIN: Duration = Duration::from_secs(1);
+
+/// A request that says when it is sent: when the client drops it.
+struct Written {
+    request: String,
+    _sent: oneshot::Sender<()>,
+}
+
+impl AsRef<[u8]> for Written {
+    fn as_ref(&self) -> &[u8] {
+        self.request.as_bytes()
+    }
+}
+
+/// Waits until a request of about so many bytes may be written. What is larger than all of it goes alone.
+async fn place(bytes: usize) -> Option<SemaphorePermit<'static>> {
+    let units = bytes.div_ceil(1_024).clamp(1, MOST_ON_THEIR_WAY);
+    // It is never closed.
+    ON_THEIR_WAY.acquire_many(u32::try_from(units).unwrap_or(u32::MAX)).await.ok()
+}
 
 /// The way to the gateway of one attempt.
 pub(crate) struct Gateway {
@@ -75,10 +104,11 @@ impl Gateway {
     ) -> Result<Asked, Unasked> {
         let signal = run.stop_signal();
         loop {
+            let place = place(run.session().bytes()).await;
             if signal.is_wanted_back() {
                 return Err(Unasked::HandBack);
             }
-            let fault = match self.once(wire, Bytes::from(request()), run).await {
+            let fault = match self.once(wire, (place, request()), run).await {
                 Ok(asked) => return Ok(asked),
                 Err(fault) => fault,
             };
@@ -105,7 +135,7 @@ impl Gateway {
 
     fn request(&self, wire: Wire, body: Bytes) -> reqwest::RequestBuilder {
         let request = self.client.post(format!("{}{}", self.root, wire.path()));
-        let request = request.header("content-type", "application/json").body(body);
+        let request = request.header("content-type", "application/json").body(http_client::body(body));
         match wire {
             Wire::Messages => {
                 request.header("x-api-key", &self.token).header("anthropic-version", "2023-06-01")
@@ -114,7 +144,19 @@ impl Gateway {
         }
     }
 
-    async fn once(&self, wire: Wire, body: Bytes, run: &Run) -> Result<Asked, Fault> {
+    async fn once(
+        &self,
+        wire: Wire,
+        (place, request): (Option<SemaphorePermit<'_>>, String),
+        run: &Run,
+    ) -> Result<Asked, Fault> {
+        let (sent, is_sent) = oneshot::channel();
+        let body = Bytes::from_owner(Written { request, _sent: sent });
+        let sending = async {
+            let _ = timeout(SENT_WITHIN, is_sent).await;
+            drop(place);
+            std::future::pending::<Infallible>().await
+        };
         let begun = Instant::now();
         let asking = async {
             let response = self.request(wire, body).send().await.map_err(broken)?;
@@ -123,6 +165,7 @@ impl Gateway {
         let silent = self.silence(run.meter().map(|meter| &**meter), begun);
         tokio::select! {
             asked = asking => asked,
+            never = sending => match never {},
             () = silent => {
                 let limit = self.idle_timeout.as_millis();
                 Err(Fault::Broken(format!("the provider was silent for longer than idle_timeout_ms = {limit}")))
@@ -196,5 +239,21 @@ async fn slept(signal: &StopSignal, wait: Duration) -> bool {
     tokio::select! {
         () = tokio::time::sleep(wait) => true,
         () = signal.wanted_back() => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_too_much_at_a_time_waits_for_its_turn() {
+        let large = place(usize::MAX).await;
+        let mut small = Box::pin(place(200_000));
+        assert!((&mut small).now_or_never().is_none());
+        drop(large);
+        assert!(small.now_or_never().is_some());
     }
 }

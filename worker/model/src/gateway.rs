@@ -289,7 +289,7 @@ async fn count_tokens(State(inner): State<Arc<Inner>>, request: Request) -> Resp
         let places = inner.places(Provider::Anthropic);
         let until = Instant::now() + inner.settings.wait;
         let slot = waiting::slot(&attempt, (Provider::Anthropic, places), until).await?;
-        let answered = inner.client.post(url).headers(headers).body(body).send().await;
+        let answered = inner.client.post(url).headers(headers).body(http_client::body(body)).send().await;
         slot.iter().for_each(|slot| slot.heard(&answered));
         let answered = answered.map_err(|error| Refusal::unreachable(&error))?;
         let (status, kept) = (answered.status(), headers::to_program(answered.headers()));

@@ -51,7 +51,8 @@ impl Remote {
             .await;
         });
         silence.begin();
-        let request = self.client.post(settings.url.clone()).headers(headers.clone()).body(order);
+        let request =
+            self.client.post(settings.url.clone()).headers(headers.clone()).body(http_client::body(order));
         let last_message = tokio::select! {
             answer = request.header(CONTENT_TYPE, "application/json").send() => match accepted(answer).await {
                 Ok(answer) => {

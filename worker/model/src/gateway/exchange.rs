@@ -241,7 +241,7 @@ impl Exchange {
         self.body = Bytes::new();
         let url = url(&self.upstream, self.call.wire.path(), self.query.as_deref());
         let headers = headers::to_provider(&self.headers, self.call.provider, &self.upstream.key);
-        Ok(self.inner.client.post(url).headers(headers).body(body))
+        Ok(self.inner.client.post(url).headers(headers).body(http_client::body(body)))
     }
 
     /// Passes an answer that is no stream. The program gets it when the ledger has it.
