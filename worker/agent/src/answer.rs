@@ -57,6 +57,13 @@ pub(crate) struct Tokens {
     pub output: u64,
 }
 
+impl Tokens {
+    /// Returns those that were read and written.
+    pub fn all(self) -> u64 {
+        self.input.saturating_add(self.output)
+    }
+}
+
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -7,7 +7,7 @@ use job::{Failure, FailureCode, Json};
 
 use super::Turns;
 use super::models::failed;
-use crate::answer::StopReason;
+use crate::answer::{Answer, StopReason};
 use crate::ask::{Asked, Unasked};
 use crate::compact::{
     BYTES_PER_TOKEN, Plan, bytes, most_after, most_before, without_images, without_outputs,
@@ -175,16 +175,25 @@ impl Turns<'_> {
             _ => None,
         };
         let last = last.filter(|last| *last != model).map(|last| (last, Tries::once()));
+        let wire_of = |asked: &str| self.settings.wire(asked);
+        let request =
+            |asked: &str| plan.request((wire_of(asked), asked), self.share(), self.most_output(asked));
         let mut used = 0_u64;
+        // The model before may answer now, and had none for an earlier attempt, which has paid the next one's.
+        if last.is_some()
+            && let Ok(Some(paid)) = self.gateway.stored(wire_of(model), request(model), self.run).await
+        {
+            used = paid.answer.tokens.all();
+            if let Some(summary) = said(paid.answer) {
+                return Ok((Some(summary), used));
+            }
+        }
         for (asked, tries) in last.into_iter().chain([(model, Tries::default())]) {
-            let wire = self.settings.wire(asked);
-            let request = || plan.request((wire, asked), self.share(), self.most_output(asked));
-            match self.asked(wire, asked, tries, &request).await {
+            match self.asked(wire_of(asked), asked, tries, &|| request(asked)).await {
                 Ok(Asked { answer, .. }) => {
-                    used = used.saturating_add(answer.tokens.input).saturating_add(answer.tokens.output);
-                    if !answer.text.is_empty() && answer.stop != StopReason::Refusal {
-                        let is_cut = answer.stop == StopReason::OutputLimit;
-                        return Ok((Some((answer.text, is_cut)), used));
+                    used = used.saturating_add(answer.tokens.all());
+                    if let Some(summary) = said(answer) {
+                        return Ok((Some(summary), used));
                     }
                     tracing::warn!(model = asked, "a summary says nothing");
                 }
@@ -200,4 +209,10 @@ impl Turns<'_> {
         tracing::warn!("there is no summary: the oldest outputs go instead");
         Ok((None, used))
     }
+}
+
+/// Returns the summary that an answer is, if it is one, and whether it was cut at its limit.
+fn said(answer: Answer) -> Option<(String, bool)> {
+    let is_summary = !answer.text.is_empty() && answer.stop != StopReason::Refusal;
+    is_summary.then_some((answer.text, answer.stop == StopReason::OutputLimit))
 }

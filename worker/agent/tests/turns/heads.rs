@@ -289,6 +289,30 @@ async fn an_agent_that_changes_its_api_within_a_job_goes_on_with_the_new_one_fro
 }
 
 #[tokio::test]
+async fn a_summary_of_the_next_model_is_not_paid_again_when_the_one_before_answers_after_a_kill() {
+    let models = ["claude-haiku-4-5", "claude-opus-5-5"];
+    let (before, _) = after_a_job(Speaks::Messages, &models[1..], LONG).await;
+    let mut paid_before = 0;
+    for kill_at in 1.. {
+        let script = looks_in_both(Arc::new(AtomicBool::new(true)));
+        let mut world = World::new(script, &models).await;
+        *world.session.lock().expect("not poisoned") = before.session.lock().expect("not poisoned").clone();
+        (world.config, world.output_bytes) = (before.config.clone(), before.output_bytes);
+        world.next_job("And the rest?".into());
+        world.provider.fault(Fault::Refuses(404));
+        if world.attempt(Some(kill_at)).await.is_some() || compactions(&world) > 0 {
+            break;
+        }
+        let is_paid = world.paid() > 0;
+        paid_before += usize::from(is_paid);
+        world.run().await.expect("an output");
+        let (summaries, _) = since(&world, 0);
+        assert!(!is_paid || summaries.len() == 1, "killed at {kill_at}: {} summaries", summaries.len());
+    }
+    assert!(paid_before > 1, "{paid_before}");
+}
+
+#[tokio::test]
 async fn the_limit_of_output_is_at_most_what_the_model_takes() {
     let limits = |world: &World| -> Vec<u64> {
         let bodies = world.provider.asked().into_iter();

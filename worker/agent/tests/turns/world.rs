@@ -254,6 +254,11 @@ impl World {
         self.attempt(None).await.expect("nothing kills it")
     }
 
+    /// Returns how many answers are paid and stored.
+    pub fn paid(&self) -> usize {
+        self.books.lock().expect("not poisoned").answers.len()
+    }
+
     /// Returns how often the tool was run under each key.
     pub fn runs(&self, tool: &str) -> HashMap<String, usize> {
         let mut runs = HashMap::new();
