@@ -116,6 +116,27 @@ impl Calls {
     }
 }
 
+/// Counts what a job has paid that is in no checkpoint of it, if it has ended with this attempt. Nobody waits for it.
+pub fn count_repaid(attempt: &Attempt<'_>) {
+    let (worker, claim) = (attempt.worker, attempt.claimed.claim.clone());
+    if worker.gateway.is_none() || worker.settings.agents.calls(&attempt.spec.agent_id).is_none() {
+        return;
+    }
+    let store = worker.store.clone();
+    tokio::spawn(async move {
+        match store.repaid(&claim).await {
+            Ok(cost) => metrics::repaid(cost),
+            Err(cause) => {
+                warn!(
+                    job_id = %claim.job_id(),
+                    cause = cause.as_dyn(),
+                    "what a job has paid for nothing cannot be read, and is not counted"
+                );
+            }
+        }
+    });
+}
+
 /// Whether an attempt may have failed because there was no room for a call.
 fn may_be_for_want_of_room(code: FailureCode) -> bool {
     use FailureCode::{BudgetExhausted, Crashed, HarnessError, ProviderError};

@@ -10,6 +10,7 @@ use store::{Claimed, Conclusion, End, Fenced, StoreError};
 use tracing::{Instrument, error, warn};
 
 use crate::attempt::{Arrival, Attempt, Given};
+use crate::calls;
 use crate::conclude::conclude;
 use crate::execute::execute;
 use crate::metrics::METRICS;
@@ -116,7 +117,10 @@ async fn run_job(
         None => execute(&attempt, given).await,
     };
     match conclude(&mut attempt, ended).await {
-        Some(concluded) => (concluded.next, reply(&attempt, concluded.recorded)),
+        Some(concluded) => {
+            calls::count_repaid(&attempt);
+            (concluded.next, reply(&attempt, concluded.recorded))
+        }
         None => (None, None),
     }
 }

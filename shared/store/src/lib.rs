@@ -80,9 +80,8 @@ pub use sessions::{
 };
 pub use spend::{
     AccountView, Budget, BudgetGauge, CacheEntry, CacheLookup, CallOutcome, CallTokens, GivenAnswer, Limit,
-    Lookup, MOST_OF_A_CALL, NewCall, PaidRequest, Period, RateUse, Reserved, Scope as SpendScope, Settled,
-    SettledCall, ShutFor, ShutKey, SpendBy, SpendGauges, SpendPage, SpendPlace, SpendRow, StoredAnswer, Take,
-    UnknownCall,
+    Lookup, MOST_OF_A_CALL, NewCall, Period, RateUse, Reserved, Scope as SpendScope, Settled, SettledCall,
+    ShutFor, ShutKey, SpendBy, SpendGauges, SpendPage, SpendPlace, SpendRow, StoredAnswer, Take, UnknownCall,
 };
 pub use store::Store;
 pub use upkeep::{FreshLease, PartitionsAhead, Redating, Revived, Server};

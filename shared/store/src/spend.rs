@@ -44,7 +44,6 @@ pub use call::{CacheLookup, CallTokens, Lookup, MOST_OF_A_CALL, NewCall};
 pub use gauges::{BudgetGauge, SpendGauges};
 pub use keys::{ShutFor, ShutKey};
 pub use rates::{RateUse, Take};
-pub use repaid::PaidRequest;
 pub use report::{SpendBy, SpendPage, SpendPlace, SpendRow, UnknownCall};
 pub(crate) use reserve::Reservation;
 pub use reserve::Reserved;

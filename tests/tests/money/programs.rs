@@ -11,13 +11,15 @@ use tests::provider::{PROVIDER_KEY, Provider};
 use tests::{job, until};
 
 /// Asks a model as often as its input says, each time something else, and stops before the question `halt` until a file
-/// is there. Before the question `fails` it fails, once. It knows the gateway by its environment alone.
+/// is there. Before the question `fails` it fails, once. With `anew` no other run asks the same, and
+/// what it costs is in no checkpoint before its end. It knows the gateway by its environment alone.
 const ASKS: &str = r#"#!/usr/bin/env python3
 import json, os, sys, time, urllib.error, urllib.request
 
 order = json.load(sys.stdin)
 asked = order["job"]["input"]
 assert not os.environ["ANTHROPIC_API_KEY"].startswith("sk-"), "the real key"
+anew = f" at {time.time_ns()}" if asked.get("anew") else ""
 for number in range(asked["questions"]):
     while number == asked.get("halt") and not os.path.exists(asked["go"]):
         open(asked["go"] + ".halted", "w").close()
@@ -26,7 +28,7 @@ for number in range(asked["questions"]):
         open(asked["go"], "w").close()
         print(json.dumps({"type": "error", "message": "not today", "retryable": True}), flush=True)
         sys.exit(0)
-    body = {"model": "claude-opus-5-5", "max_tokens": 100, "messages": [{"role": "user", "content": f"Question {number}"}]}
+    body = {"model": "claude-opus-5-5", "max_tokens": 100, "messages": [{"role": "user", "content": f"Question {number}{anew}"}]}
     request = urllib.request.Request(
         os.environ["ANTHROPIC_BASE_URL"] + "/v1/messages",
         json.dumps(body).encode(),
@@ -43,7 +45,8 @@ for number in range(asked["questions"]):
                 print(json.dumps({"type": "error", "message": f"{refused.code} {refused.read().decode()}"}), flush=True)
                 sys.exit(0)
             time.sleep(float(refused.headers["retry-after"]) / 20)
-    print(json.dumps({"type": "cost", "cost_usd": 99}), flush=True)
+    if not anew:
+        print(json.dumps({"type": "cost", "cost_usd": 99}), flush=True)
 print(json.dumps({"type": "result", "output": answer["content"][0]["text"]}), flush=True)
 "#;
 

@@ -21,6 +21,16 @@ async fn samples(process: &Worker) -> BTreeMap<String, f64> {
     text.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect()
 }
 
+/// Waits until a worker has counted so much as paid again.
+async fn repaid(worker: &Worker, dollars: f64) {
+    assert!(dollars > 0.0);
+    let counted = async || match samples(worker).await.get("harness_cost_repaid_usd_total") {
+        Some(counted) if (counted - dollars).abs() < 1e-9 => Ok(()),
+        other => Err((other.copied(), dollars)),
+    };
+    until_ok("what was paid again is counted", counted).await;
+}
+
 async fn dollars(fleet: &Fleet, sql: &str) -> f64 {
     fleet.database.count(sql).await as f64 / 1e6
 }
@@ -108,23 +118,48 @@ async fn what_a_later_run_pays_again_is_counted_and_what_it_is_given_is_a_replay
     let seen = samples(&second).await;
     assert_eq!(seen["harness_model_replays_total{agent=\"asks\"}"], 1.0);
     let lost = dollars(&fleet, "SELECT cost_microusd FROM harness_calls WHERE state = 'unknown'").await;
-    assert!((seen["harness_cost_repaid_usd_total"] - lost).abs() < 1e-9 && lost > 0.0, "{lost}: {seen:?}");
+    repaid(&second, lost).await;
     fleet.database.audited().await;
 }
 
 #[tokio::test]
-async fn what_a_checkpoint_covers_is_not_paid_again() {
+async fn what_is_paid_again_is_counted_also_of_a_program_that_writes_its_requests_anew() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let go = fleet.folder.path().join("go");
+    let mut first = worker(&fleet, &provider, "first", "").start().await;
+    let spec = asks("s", json!({"questions": 3, "halt": 2, "go": go, "anew": true}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let halted = fleet.folder.path().join("go.halted");
+    until("two questions are answered", async || halted.exists().then_some(())).await;
+    first.kill();
+    std::fs::write(&go, "").expect("written");
+    let second = worker(&fleet, &provider, "second", "").start().await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, provider.asked().len()), (JobState::Succeeded, 5), "{view:?}");
+    repaid(&second, (provider.bill_micros() - view.cost_usd.micros()) as f64 / 1e6).await;
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn what_the_calls_of_an_ended_job_cost_and_no_checkpoint_has_is_known_to_the_run_that_ended_it() {
     let fleet = Fleet::new().await;
     let runner = Runner::register(&fleet.store).await;
     let first = Caller::new(&runner, "s", &[]).await;
+    let checkpoint = async |caller: &Caller, micros| {
+        let row = store::CheckpointRow { cost: usd(micros), ..runner.iteration(&caller.run, 0) };
+        fleet.store.checkpoint(row).await.expect("an answer");
+    };
+    let repaid = async |caller: &Caller| fleet.store.repaid(&caller.run.claim).await.expect("an answer");
     first.settle(&first.granted(10).await, cost(3)).await;
-    let again = first.clone();
-    runner.checkpoint(&first.run, 0).await.expect("an answer");
+    checkpoint(&first, 3).await;
     first.settle(&first.granted(10).await, cost(4)).await;
     first.hand_back().await;
-    let later = again.again(&runner).await;
-    let paid = fleet.store.paid_before(&later.run.claim).await.expect("an answer");
-    assert_eq!(paid.iter().map(|it| it.cost).collect::<Vec<_>>(), [usd(4)]);
+    assert_eq!(repaid(&first).await, usd(0), "it has not ended");
+    let later = first.again(&runner).await;
+    later.settle(&later.granted(10).await, cost(5)).await;
+    checkpoint(&later, 5).await;
+    later.succeed().await;
+    assert_eq!((repaid(&first).await, repaid(&later).await), (usd(0), usd(4)));
 }
 
 #[tokio::test]

@@ -1,6 +1,5 @@
 //! One attempt's side of the accounts: what its gateway asks becomes rows of the ledger.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -8,18 +7,18 @@ use async_trait::async_trait;
 use harness::IsDurable;
 use job::{Name, Usd};
 use model::{
-    Answer, Call, Checkpoints, Given, Ledger, NoUsage, Outcome, Purchase, RequestKey, Reserve, Settlement,
-    Unavailable, WithoutRoom,
+    Answer, Call, Checkpoints, Given, Ledger, NoUsage, Outcome, Purchase, Reserve, Settlement, Unavailable,
+    WithoutRoom,
 };
 use service::{RetryError, retry};
 use store::{
     CacheEntry, CacheLookup, Claim, GivenAnswer, Limit, Lookup, NewCall, Period, Reserved, SettledCall,
     SpendScope, Store, StoreError, StoredAnswer,
 };
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, warn};
+use tracing::{debug, error};
 
 use super::agent::{AgentCalls, OnExhausted};
 use super::look::Look;
@@ -58,16 +57,10 @@ pub struct AttemptLedger {
     journal: Arc<Journal>,
     is_durable: OnceLock<IsDurable>,
     missed: Mutex<Missed>,
-    /// Requests that earlier runs of the job have paid and no checkpoint covers, with what they cost; looked up when this
-    /// run first pays.
-    paid_before: OnceCell<Mutex<PaidBefore>>,
     look: Arc<Look>,
     /// Ends the waits for Postgres with the process.
     stop_waiting: CancellationToken,
 }
-
-/// What requests have cost, by their hash and number.
-type PaidBefore = HashMap<([u8; 32], u32), Usd>;
 
 impl AttemptLedger {
     pub fn new(attempt: &Attempt<'_>, agent: &AgentCalls, journal: Arc<Journal>) -> AttemptLedger {
@@ -90,7 +83,6 @@ impl AttemptLedger {
             journal,
             is_durable: OnceLock::new(),
             missed: Mutex::default(),
-            paid_before: OnceCell::new(),
             look: worker.look.clone(),
             stop_waiting: worker.stop_waiting.clone(),
         }
@@ -108,27 +100,6 @@ impl AttemptLedger {
 
     pub fn waits(&self) -> bool {
         self.on_exhausted == OnExhausted::Wait
-    }
-
-    /// Counts what an earlier run has paid for the request that this run has paid now.
-    async fn note_repaid(&self, request: &RequestKey) {
-        let look = || async {
-            let paid = self.store.paid_before(&self.claim).await?;
-            let key = |hash: Vec<u8>| <[u8; 32]>::try_from(hash).unwrap_or_default();
-            let paid = paid.into_iter().map(|paid| ((key(paid.hash), paid.nth), paid.cost));
-            Ok::<_, StoreError>(Mutex::new(paid.collect()))
-        };
-        match self.paid_before.get_or_try_init(look).await {
-            Ok(paid) => {
-                let paid =
-                    paid.lock().unwrap_or_else(PoisonError::into_inner).remove(&(request.hash, request.nth));
-                paid.into_iter().for_each(metrics::repaid);
-            }
-            Err(cause) => warn!(
-                cause = cause.as_dyn(),
-                "what earlier runs have paid cannot be read, and is not counted"
-            ),
-        }
     }
 
     /// Counts that a limit has refused a call, unless it is counted.
@@ -367,7 +338,7 @@ impl Ledger for AttemptLedger {
         });
         let row = self.row(call);
         let used = row.rate_use.as_ref().map(|takes| self.keys.used(call, takes, &outcome));
-        let (counted, costs) = (outcome.clone(), outcome != Outcome::Free);
+        let counted = outcome.clone();
         let (outcome, used) = (outcome_row(outcome), used.unwrap_or_default());
         let provider_request_id = provider_request_id.as_deref().map(said);
         let settled = SettledCall { call: row, outcome, provider_request_id, answer, used };
@@ -375,10 +346,6 @@ impl Ledger for AttemptLedger {
         metrics::settled(&self.agent_id, &call.model, call.bound.cost, &counted);
         if let Some(answer) = kept {
             self.keep(call, &answer, &counted, is_shareable);
-        }
-        // Behind its first checkpoint it does nothing again, and equal requests have equal numbers again.
-        if costs && self.journal.covering() == 0 {
-            self.note_repaid(&call.request).await;
         }
         Ok(())
     }

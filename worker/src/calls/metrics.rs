@@ -77,7 +77,7 @@ fn register() -> prometheus::Result<Metrics> {
         )?,
         repaid: register_counter!(
             "harness_cost_repaid_usd_total",
-            "Dollars that earlier runs of jobs had paid for requests that a later run had to pay again"
+            "Dollars that calls of jobs which have ended here have cost, and that are in no checkpoint of their job"
         )?,
     })
 }
@@ -153,7 +153,7 @@ pub fn cache(outcome: &str) {
     METRICS.cache.with_label_values(&[outcome]).inc();
 }
 
-/// Counts what was paid for nothing.
+/// Counts what is in no checkpoint.
 pub fn repaid(cost: Usd) {
     METRICS.repaid.inc_by(cost.dollars());
 }
