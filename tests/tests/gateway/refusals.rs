@@ -83,7 +83,7 @@ async fn what_the_ledger_does_not_grant_is_not_sent() {
     let wait = |seconds: u64| Duration::from_millis(seconds * 1000 - 500);
     for (reserve, status, after) in [
         (Reserve::Busy { behind: "the job's $1".to_owned(), retry_after: wait(3) }, 429, Some("3")),
-        (Reserve::Later { retry_after: wait(9) }, 429, Some("9")),
+        (Reserve::Later { retry_after: wait(2) }, 429, Some("2")),
         (Reserve::Spent { limit: "agent x, 2026-11-28: $1".to_owned(), room: Usd::ZERO }, 402, None),
     ] {
         bench.accounts.books(|books| books.reserve = Some(reserve));

@@ -227,8 +227,6 @@ impl AttemptLedger {
             }
             Reserved::Later { limit, retry_after } => {
                 METRICS.rate_limited.with_label_values(&[provider, limit_name(&limit)]).inc();
-                // Those who were told the same time do not come back together.
-                let retry_after = retry_after.mul_f64(1.0 + fastrand::f64() / 4.0);
                 return Ok(Reserve::Later { retry_after });
             }
             Reserved::Busy { account } => {

@@ -121,7 +121,12 @@ impl Ticket {
 
 /// Returns how long the one at a place of its line waits before it asks by itself.
 fn pause(again: Duration, place: u32) -> Duration {
-    again.min(MOST_PAUSE).mul_f64(1.0 + fastrand::f64() / 4.0) * place.saturating_add(1).min(MOST_PLACES)
+    spread(again.min(MOST_PAUSE)) * place.saturating_add(1).min(MOST_PLACES)
+}
+
+/// Makes a wait up to a quarter longer. Requests that are refused together are told the same time, and would come back together.
+pub(super) fn spread(wait: Duration) -> Duration {
+    wait.mul_f64(1.0 + fastrand::f64() / 4.0)
 }
 
 impl Drop for Ticket {

@@ -6,13 +6,17 @@ use std::error::Error;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use serde_json::json;
 
+use super::lines::spread;
 use crate::ledger::Unavailable;
 use crate::provider::Provider;
+
+/// The SDKs of both providers read this first. Whole seconds are too coarse to keep short waits apart.
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
@@ -140,8 +144,11 @@ impl Refusal {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         if let Some(wait) = self.retry_after {
-            let seconds = wait.as_millis().div_ceil(1000).max(1);
-            headers.insert(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)));
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            let whole = spread(Duration::from_secs(seconds.max(1))).as_secs();
+            headers.insert(RETRY_AFTER, HeaderValue::from(whole));
+            let millis = spread(wait).as_millis();
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(u64::try_from(millis).unwrap_or(u64::MAX)));
         }
         response
     }
