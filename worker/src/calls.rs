@@ -138,7 +138,7 @@ pub fn count_repaid(attempt: &Attempt<'_>) {
 }
 
 /// Whether an attempt may have failed because there was no room for a call.
-fn may_be_for_want_of_room(code: FailureCode) -> bool {
+pub fn may_be_for_want_of_room(code: FailureCode) -> bool {
     use FailureCode::{BudgetExhausted, Crashed, HarnessError, ProviderError};
     matches!(code, HarnessError | Crashed | ProviderError | BudgetExhausted)
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use settings::{Once, RunArgs};
 
-use crate::calls::{Accounts, Metered};
+use crate::calls::{Accounts, AgentCalls, Metered, may_be_for_want_of_room};
 use crate::execute::{cannot_be_asked, grace};
 use journal::Shown;
 use person::{Terminal, Unanswered};
@@ -55,7 +55,8 @@ pub async fn run(once: Once, stop: CancellationToken) -> anyhow::Result<ExitCode
         }
         None => None,
     };
-    let accounts = Arc::new(Accounts::new(once.limit.clone()));
+    let by_loop = once.calls.as_ref().is_some_and(AgentCalls::is_made_by_loop);
+    let accounts = Arc::new(Accounts::new(once.limit.clone(), by_loop));
     let shown = Arc::new(Shown::new(once.json));
     let attempts = Attempts { once: &once, gateway: gateway.as_ref(), accounts: &accounts, shown: &shown };
     let (end, session) = attempts.work(&stop).await?;
@@ -67,7 +68,7 @@ pub async fn run(once: Once, stop: CancellationToken) -> anyhow::Result<ExitCode
     }
     let end = match (end, accounts.spent()) {
         // A program may say anything about it.
-        (End::Failed(_), Some(spent)) => {
+        (End::Failed(failure), Some(spent)) if may_be_for_want_of_room(failure.code) => {
             End::Failed(Failure::permanent(FailureCode::BudgetExhausted, format!("{spent} is spent")))
         }
         (end, _) => end,

@@ -183,6 +183,42 @@ async fn a_limit_of_cost_is_hard_and_a_job_s_limits_hold_as_in_a_fleet() {
     assert_eq!(result["cost_usd"], json!(place.bill()), "one answer was paid");
 }
 
+/// Is refused what costs more than the run may, buys something smaller, and fails all the same.
+const BUYER: &str = r#"
+import json, os, urllib.error, urllib.request
+
+def reserve(most):
+    body = json.dumps({"what": "search", "max_cost_usd": most}).encode()
+    headers = {"x-api-key": os.environ["HARNESS_GATEWAY_TOKEN"], "content-type": "application/json"}
+    return urllib.request.urlopen(urllib.request.Request(os.environ["HARNESS_GATEWAY_URL"] + "/reserve", body, headers))
+
+try:
+    reserve("0.90")
+except urllib.error.HTTPError as refused:
+    assert refused.code == 402, refused
+    reserve("0.10")
+    raise SystemExit("there was no money for the large one")
+"#;
+
+#[tokio::test]
+async fn a_program_that_fails_by_a_refusal_has_spent_its_budget_whatever_it_has_bought_since() {
+    let place = Place::new().await;
+    let program = place.path().join("buyer.py");
+    std::fs::write(&program, BUYER).expect("written");
+    let buyer = format!(
+        "[agents.buyer]\nharness = \"command\"\ncommand = [\"python3\", {program:?}]\n\
+         models = [\"claude-opus-5-5\"]\n"
+    );
+    std::fs::write(place.path().join("agents.toml"), buyer).expect("written");
+    let ran = place.run(&["--agent", "buyer", "--input", "1", "--max-cost-usd", "0.5"]).await;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.err.contains("budget_exhausted: the limit of $0.500000 (--max-cost-usd) is spent"),
+        "{ran:?}"
+    );
+    assert!(ran.err.contains("$0.100000, of which $0.100000 is not known"), "{ran:?}");
+}
+
 #[tokio::test]
 async fn a_provider_that_refuses_fails_the_run_with_the_code_of_a_fleet() {
     let place = Place::new().await;

@@ -182,7 +182,7 @@ impl AgentsCheck {
 fn closed(gateway: &Gateway, calls: &AgentCalls) -> anyhow::Result<Opened> {
     let nothing = Limit { name: "worker agents check", most: Usd::ZERO };
     Ok(gateway.open(Opening {
-        ledger: Arc::new(Accounts::new(Some(nothing))),
+        ledger: Arc::new(Accounts::new(Some(nothing), false)),
         models: calls.models.clone(),
         degrades: false,
         fit: None,
