@@ -283,6 +283,9 @@ pub(super) const OPEN_JOBS: &str = concat!(
 /// another one decides by it. So each reservation holds this lock, shared with all others, from before it looks until
 /// its end; a change of a limit holds it alone, and waits for those that are under way. It is the first lock of both, so
 /// that a transaction which waits for it holds no other.
+///
+/// It is sent with all else of the transaction, in one round trip, and prepared: Postgres needs 6 µs for it. In one message with
+/// BEGIN it would be planned each time, and a transaction took 15 µs longer by that.
 pub(super) const LOCK_OUT_LIMITS: &str = "SELECT pg_advisory_xact_lock_shared(7521418671159473016)";
 
 /// As [`LOCK_OUT_LIMITS`], for a change of a limit.
