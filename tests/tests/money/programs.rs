@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use store::{Budget, Period, SpendScope};
 use tests::Fleet;
 use tests::Launch;
-use tests::provider::{PROVIDER_KEY, Provider};
+use tests::provider::{Fault, PROVIDER_KEY, Provider};
 use tests::{job, until};
 
 /// Asks a model as often as its input says, each time something else, and stops before the question `halt` until a file
@@ -142,6 +142,25 @@ async fn an_attempt_that_takes_too_long_after_a_refusal_has_failed_by_that() {
     let failure = fleet.ended(spec.job_id).await.failure.expect("a failure");
     assert_eq!(failure.code.as_str(), "timeout", "{failure:?}");
     assert!(provider.asked().iter().all(|asked| asked.path.ends_with("count_tokens")));
+}
+
+#[tokio::test]
+async fn a_provider_that_falls_silent_ends_the_attempt_by_its_idle_timeout_and_the_call_counts_in_full() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let launch = worker(&fleet, &provider, "worker", "idle_timeout_ms = 1000\n").set("USAGE_DRAIN_S", 1);
+    let _worker = launch.start().await;
+    provider.fault(Fault::Stalls);
+    let mut spec = asks("s", json!({"questions": 1}));
+    spec.retry.max_attempts = 1;
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let failure = fleet.ended(spec.job_id).await.failure.expect("a failure");
+    assert_eq!(failure.code.as_str(), "idle_timeout", "{failure:?}");
+    let in_full = "SELECT count(*) FROM harness_calls
+                    WHERE state = 'unknown' AND cost_microusd = reserved_microusd AND cost_microusd > 0";
+    until("the call counts in full", async || (fleet.database.count(in_full).await == 1).then_some(())).await;
+    let counted = "SELECT sum(cost_microusd)::bigint FROM harness_calls";
+    assert!(provider.bill_micros() as i64 <= fleet.database.count(counted).await);
+    fleet.database.audited().await;
 }
 
 #[tokio::test]
