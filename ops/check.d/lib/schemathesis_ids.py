@@ -114,7 +114,8 @@ ROUTES = {
     "DELETE /v1/webhooks/{id}": {"path.id": gone},
     "GET /v1/webhooks/{id}/deliveries": {"path.id": hooks, "query.state": ["pending", "delivered", "failed"]},
     "POST /v1/webhooks/{id}/resend": {"path.id": hooks, "body.job_id": [ended, worked[0]]},
-    "POST /v1/tickets": {"body.job_id": jobs, "body.session_id": sessions},
+    # A ticket is for one of the two.
+    "POST /v1/tickets": {"body.job_id": jobs},
     "POST /v1/jobs": {
         "body.session_id": ["seen", "new"],
         "body.agent_id": words["agent"],
