@@ -22,6 +22,8 @@ pub enum FindingKind {
     Shorter,
     /// It gives back another answer than it got.
     OtherAnswer,
+    /// It gives back nothing of the answer that it got: that was given up.
+    LeftOut,
 }
 
 /// A promise that the caller has broken.
@@ -151,10 +153,20 @@ fn compared(last: &Last, asking: &Asking) -> Result<usize, Wrong> {
         let found: Vec<Result<(), Wrong>> =
             last.answers.iter().map(|answer| gives_back(asking.speaks, answer, added)).collect();
         if !found.iter().any(Result::is_ok) {
+            if is_by_user(&added[0]) {
+                let what = format!("{}: nothing of what was answered is before it", added[0].place);
+                return Err((FindingKind::LeftOut, what, Some(added[0].at)));
+            }
             return found.into_iter().next_back().unwrap_or(Ok(())).map(|()| 0);
         }
     }
     Ok(has - had)
+}
+
+/// Whether a segment is a person's message. Those of Messages have the role before their text.
+fn is_by_user(segment: &Segment) -> bool {
+    let is_user = |item: Value| item["role"] == "user";
+    segment.text.starts_with("\"user\"") || serde_json::from_str(&segment.text).is_ok_and(is_user)
 }
 
 /// Checks that what was added begins with an answer, to the letter where a provider looks at letters.

@@ -90,7 +90,8 @@ async fn an_interrupt_keeps_what_an_agent_did_and_the_next_job_goes_on_from_it()
         let view = desk.fleet.ended(spec.job_id).await;
         let code = view.failure.as_ref().map(|failure| failure.code);
         assert_eq!((view.state, code), (JobState::Cancelled, Some(FailureCode::Interrupted)), "{view:?}");
-        assert_eq!(view.cost_usd.micros() as i64, desk.counted(spec.job_id).await);
+        // A call that was given up is read on for its cost after the end.
+        assert!(view.cost_usd.micros() as i64 <= desk.counted(spec.job_id).await);
         let view = desk.fleet.ended(next.job_id).await;
         assert_eq!((view.state, output(&view)), (JobState::Succeeded, "\"Said.\""), "{view:?}");
         assert!(desk.notes(spec.session_id.as_str()) < 90);
@@ -104,7 +105,7 @@ async fn an_interrupt_keeps_what_an_agent_did_and_the_next_job_goes_on_from_it()
         text.contains("Say it.") && text.contains("Do it for") && has_result
     };
     assert_eq!(asked.iter().filter(goes_on).count(), AGENTS.len());
-    desk.nothing_is_wrong().await;
+    desk.nothing_is_wrong_but_given_up().await;
 }
 
 #[tokio::test]
@@ -128,7 +129,7 @@ async fn an_interrupt_ends_a_models_call_at_once_and_what_that_costs_is_known() 
         let is_settled = async || (desk.calls_of(spec.job_id, "settled").await == 1).then_some(());
         until("the call that was given up is settled", is_settled).await;
     }
-    desk.nothing_is_wrong().await;
+    desk.nothing_is_wrong_but_given_up().await;
 }
 
 #[tokio::test]

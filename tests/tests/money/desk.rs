@@ -9,7 +9,7 @@ use nix::sys::signal::killpg;
 use nix::unistd::{Pid, getpgid};
 use serde_json::json;
 use store::JobView;
-use tests::provider::{PROVIDER_KEY, Provider, Script};
+use tests::provider::{FindingKind, PROVIDER_KEY, Provider, Script};
 use tests::{Fleet, Launch, job, until, until_ok};
 
 /// An agent for each wire.
@@ -139,6 +139,18 @@ impl Desk {
     /// Checks that the double has found nothing, and that nothing it has worked is missing in the ledger.
     pub async fn all_is_counted(&self) {
         assert!(self.provider.findings().is_empty(), "{:#?}", self.provider.findings());
+        self.bill_is_counted().await;
+    }
+
+    /// As [`Desk::nothing_is_wrong`], where answers were given up: the session goes on without them, and they are paid.
+    pub async fn nothing_is_wrong_but_given_up(&self) {
+        assert!(!self.provider.charged().iter().any(|call| call.again), "an answer is paid again");
+        let findings = self.provider.findings();
+        assert!(findings.iter().all(|finding| finding.kind == FindingKind::LeftOut), "{findings:#?}");
+        self.bill_is_counted().await;
+    }
+
+    async fn bill_is_counted(&self) {
         let counted = "SELECT coalesce(sum(cost_microusd), 0)::bigint FROM harness_calls";
         assert!(self.provider.bill_micros() as i64 <= self.fleet.database.count(counted).await);
         self.fleet.database.audited().await;
