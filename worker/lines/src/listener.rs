@@ -49,10 +49,7 @@ impl<'a, R: AsyncRead + Unpin> Listener<'a, R> {
     /// while we commit, the pipe fills and the program waits.
     pub async fn listen(&mut self) -> LastMessage {
         loop {
-            self.silence.begin();
-            let line = self.lines.next().await;
-            self.silence.end();
-            let line = match line {
+            let line = match self.silence.until(self.lines.next()).await {
                 Ok(Some(line)) => line,
                 Ok(None) if !self.asks.is_empty() => {
                     return LastMessage::Asks(std::mem::take(&mut self.asks));

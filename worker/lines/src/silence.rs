@@ -1,6 +1,8 @@
 //! How long a program has said nothing.
 
-use std::sync::{Mutex, PoisonError};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use harness::Meter;
@@ -9,30 +11,46 @@ use tokio::time::{Instant, sleep_until};
 /// Since when we have been waiting for a line. The count pauses while a line is handled: our slowness is not the
 /// program's silence.
 #[derive(Default)]
-pub struct Silence {
-    since: Mutex<Option<Instant>>,
+pub struct Silence(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    since: Option<Instant>,
+    /// We are looking for a line, and may have taken one from the program that nobody knows of yet.
+    looking: bool,
 }
 
 impl Silence {
-    /// Notes that a line is awaited.
+    /// Notes that nothing is handled, and that something is awaited.
     pub fn begin(&self) {
-        self.set(Some(Instant::now()));
+        *self.state() = State { since: Some(Instant::now()), looking: false };
     }
 
-    /// Notes that a line is handled.
-    pub fn end(&self) {
-        self.set(None);
+    /// Awaits the program's next line. The silence ends with it.
+    pub(crate) async fn until<T>(&self, line: impl Future<Output = T>) -> T {
+        let mut line = pin!(line);
+        *self.state() = State { since: Some(Instant::now()), looking: true };
+        let line = poll_fn(|context| {
+            self.state().looking = true;
+            let polled = line.as_mut().poll(context);
+            self.state().looking = polled.is_ready();
+            polled
+        })
+        .await;
+        self.state().since = None;
+        line
     }
 
-    /// Returns whether no line is being handled.
+    /// Returns whether no line is in our hands. If the program's pipe was seen to be empty before, all that was in it is handled.
     pub fn is_on(&self) -> bool {
-        self.since.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        let state = self.state();
+        state.since.is_some() && !state.looking
     }
 
     /// Resolves when the silence has lasted for `limit`, counted from `from` at the earliest.
     pub async fn lasts(&self, limit: Duration, from: Instant) {
         loop {
-            let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
+            let since = self.state().since;
             let now = Instant::now();
             let due = since.map_or(now, |since| since.max(from)) + limit;
             if due <= now {
@@ -42,8 +60,8 @@ impl Silence {
         }
     }
 
-    fn set(&self, since: Option<Instant>) {
-        *self.since.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -56,5 +74,35 @@ pub async fn idle(silence: &Silence, meter: Option<&dyn Meter>, limit: Duration)
             Some(idle) if idle < limit => from = Instant::now() - idle,
             _ => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    #[test]
+    fn it_is_off_while_a_line_may_have_been_taken_that_is_not_handled() {
+        let silence = Silence::default();
+        let looks = |found: Poll<()>| {
+            let silence = &silence;
+            poll_fn(move |_| {
+                assert!(!silence.is_on(), "a line may be in our hands");
+                found
+            })
+        };
+        let mut context = Context::from_waker(Waker::noop());
+        {
+            let mut line = pin!(silence.until(looks(Poll::Pending)));
+            assert!(line.as_mut().poll(&mut context).is_pending());
+            assert!(silence.is_on(), "there was none");
+        }
+        assert!(silence.is_on(), "nobody looks any more");
+        assert!(pin!(silence.until(looks(Poll::Ready(())))).poll(&mut context).is_ready());
+        assert!(!silence.is_on(), "it is handled now");
+        silence.begin();
+        assert!(silence.is_on());
     }
 }
