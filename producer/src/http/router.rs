@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::http::Uri;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::{Extension, Router};
+use serde_json::Value;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
@@ -85,6 +86,22 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
     }
 }
 
+/// Names the formats of unsigned numbers as OpenAPI's registry does. The library calls them `u-int32` and `u-int64`.
+fn name_formats(document: &mut Value) {
+    match document {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value.as_str().and_then(|format| format.strip_prefix("u-int")) {
+                    Some(bits) if name == "format" => *value = format!("uint{bits}").into(),
+                    _ => name_formats(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(name_formats),
+        _ => {}
+    }
+}
+
 /// The API of this door, for pages of these origins as well.
 pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
     let (routes, mut document) = {
@@ -105,9 +122,12 @@ pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
             .split_for_parts()
     };
     complete(&mut document);
+    // It is made of texts and maps: it always has a JSON form.
+    let mut document = serde_json::to_value(document).unwrap_or_default();
+    name_formats(&mut document);
     metrics::register();
     let routes = routes
-        .merge(SwaggerUi::new("/docs").url("/v1/openapi.json", document))
+        .merge(SwaggerUi::new("/docs").external_url_unchecked("/v1/openapi.json", document))
         .fallback(|uri: Uri| async move {
             let detail =
                 format!("there is nothing at {}; the routes are listed at /docs", job::shown(uri.path()));

@@ -91,6 +91,11 @@ async fn what_is_wrong_with_a_request_is_answered_with_a_problem() {
     assert!(put.header("allow").contains("POST"), "{put:?}");
     let document = api.get("/v1/openapi.json").await.is(200).json();
     assert_eq!(document["openapi"].as_str().map(|version| &version[..3]), Some("3.1"), "{document}");
+    // What the document lets through is accepted: the whole of an unsigned number, not its lower half.
+    let fields = &document["components"]["schemas"]["NewJob"]["properties"];
+    assert_eq!(fields["max_stalled_iterations"]["format"], "uint32", "{fields}");
+    let most = json!({"agent_id": "echo", "max_stalled_iterations": u32::MAX});
+    api.post("/v1/jobs", &most).await.is(202);
     assert!(api.get("/docs/").await.is(200).body.contains("swagger"));
 }
 
