@@ -1,6 +1,8 @@
 //! Submit: into the ledger first, then to the broker. Every entry point uses it: for one job, for many, and for jobs
 //! that redo the work of failed ones.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use dispatch::{Candidate, Dispatch, Sent};
 use job::{JobId, JobSpec, JobState, Limits};
@@ -95,16 +97,17 @@ pub async fn submit_one(
     }
 }
 
-/// Writes jobs of one caller to the ledger, in their order. Each comes back with its own answer; what is new is in the
-/// second.
+/// Writes jobs of one caller to the ledger, in their order, as [`Store::take_in_order`](store::Store::take_in_order) does. Each comes
+/// back with its own answer; what is new is in the second.
 pub async fn submit_in_order(
     dispatch: &Dispatch,
     mut candidates: Vec<Candidate>,
     limits: &Limits,
+    patience: Duration,
 ) -> (Vec<(JobSpec, Result<Taken, StoreError>)>, Submitted) {
     let send_spans = SendSpans::begin(candidates.iter_mut().map(|candidate| &mut candidate.spec), limits);
     let jobs: Vec<Acceptance> = candidates.into_iter().map(Candidate::into_acceptance).collect();
-    let answers = dispatch.store.take_in_order(&jobs).await;
+    let answers = dispatch.store.take_in_order(&jobs, patience).await;
     let (mut answered, mut new) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
     let mut refused = Vec::new();
     for (job, answer) in jobs.into_iter().zip(answers) {

@@ -22,7 +22,7 @@ use super::body::{self, media_type, other_media_type};
 use super::items::{Format, Item, Items};
 use super::jobs::{all_known, all_seen, decode, is_served, may_submit};
 use super::keys::{self, FoundBy};
-use super::ledger::Timeout;
+use super::ledger::{ANSWER_WITHIN, Timeout};
 use super::limits::admit;
 use super::problem::{Kind, Problem};
 use super::{Door, Shared};
@@ -283,7 +283,7 @@ impl Reading<'_> {
         timeout: Timeout,
     ) -> Result<(Vec<Answer>, Option<Problem>), Problem> {
         let admitted = admit(self.door, self.principal, jobs.len(), timeout).await?;
-        let Some(problem) = admitted.refused else { return Ok((self.submit(jobs, timeout).await, None)) };
+        let Some(problem) = admitted.refused else { return Ok((self.submit(jobs).await, None)) };
         let earlier = match timeout.ask(find_earlier(&self.door.dispatch, &jobs)).await {
             Ok(earlier) => earlier,
             Err(_) => jobs.iter().map(|_| None).collect(),
@@ -301,7 +301,7 @@ impl Reading<'_> {
         }
         let is_refused = ways.iter().any(|(_, is_known, has_room)| !is_known && !has_room);
         let mut known = self.answered(taken, &idempotent, timeout).await.into_iter();
-        let mut new = self.submit(new, timeout).await.into_iter();
+        let mut new = self.submit(new).await.into_iter();
         let answer = |(job_id, is_known, has_room): (JobId, bool, bool)| {
             let answer = match (is_known, has_room) {
                 (true, _) => known.next(),
@@ -323,24 +323,17 @@ impl Reading<'_> {
     }
 
     /// An answer for each job.
-    async fn submit(&self, jobs: Vec<Candidate>, timeout: Timeout) -> Vec<Answer> {
+    async fn submit(&self, jobs: Vec<Candidate>) -> Vec<Answer> {
         if jobs.is_empty() {
             return Vec::new();
         }
-        let ids: Vec<JobId> = jobs.iter().map(|job| job.spec.job_id).collect();
         let idempotent = idempotent(&jobs);
-        let submitting =
-            async { Ok::<_, Problem>(submit_in_order(&self.door.dispatch, jobs, &self.limits).await) };
-        let (taken, submitted) = match timeout.ask(submitting).await {
-            Ok(submitted) => submitted,
-            Err(problem) => {
-                let unknown = |job_id: JobId| problem.clone().of_job(job_id).into();
-                return ids.into_iter().map(unknown).collect();
-            }
-        };
+        // Jobs of one key have a transaction each: together they may take longer than an answer may.
+        let (taken, submitted) =
+            submit_in_order(&self.door.dispatch, jobs, &self.limits, ANSWER_WITHIN).await;
         self.door.backlog.taken_in(self.principal.tenant(), submitted.new.len());
         self.door.publishing.hand_over(submitted);
-        self.answered(taken, &idempotent, timeout).await
+        self.answered(taken, &idempotent, Timeout::begin()).await
     }
 
     /// An answer for each job, of which the ledger has said this. Some of them have a key of their request.

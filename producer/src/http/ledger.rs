@@ -9,11 +9,12 @@ use tracing::debug;
 
 use super::problem::Problem;
 
-/// Some of the two seconds is for the way of the answer.
-const ANSWER_WITHIN: Duration = Duration::from_millis(1_700);
+/// How long the ledger may be silent. Some of the two seconds is for the way of the answer.
+pub const ANSWER_WITHIN: Duration = Duration::from_millis(1_700);
 
 /// The time limit for all that one request asks the ledger. It begins with the request, and again only where the caller
-/// did not wait for the ledger meanwhile: while a body arrived, or a job's end was waited for.
+/// did not wait for the ledger meanwhile: while a body arrived, or a job's end was waited for. A batch has it anew after
+/// each transaction that takes some of its jobs in.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeout(Instant);
 

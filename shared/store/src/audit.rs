@@ -244,7 +244,7 @@ async fn bounded<T>(
 ) -> Result<T, StoreError> {
     match timeout(BOUND, asking).await {
         Ok(answer) => answer.map_err(|error| StoreError::from_pg(name, error)),
-        Err(elapsed) => Err(StoreError::Unavailable(std::sync::Arc::new(elapsed))),
+        Err(elapsed) => Err(elapsed.into()),
     }
 }
 

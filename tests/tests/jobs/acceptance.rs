@@ -1,5 +1,7 @@
 //! Jobs of one caller are accepted in their order, in transactions of bounded size.
 
+use std::time::Duration;
+
 use job::{JobSpec, Json};
 use serde_json::json;
 use store::{Acceptance, Taken};
@@ -18,12 +20,12 @@ async fn large_jobs_of_one_caller_are_accepted_in_order_in_transactions_of_about
         .collect();
     let jobs: Vec<Acceptance> =
         specs.iter().map(|spec| Acceptance::new(spec.clone(), job::encode(spec).len())).collect();
-    let taken = store.take_in_order(&jobs).await;
+    let taken = store.take_in_order(&jobs, Duration::MAX).await;
     assert!(taken.iter().all(|taken| matches!(taken, Ok(Taken::New { .. }))), "{taken:?}");
     let ids: Vec<String> = specs.iter().map(|spec| spec.job_id.to_string()).collect();
     assert_eq!(database.texts("SELECT job_id::text FROM harness_jobs ORDER BY seq").await, ids);
     let transactions = "SELECT count(DISTINCT xmin::text) FROM harness_jobs";
     assert_eq!(database.count(transactions).await, 3, "two large ones fit into each");
-    let again = store.take_in_order(&jobs).await;
+    let again = store.take_in_order(&jobs, Duration::MAX).await;
     assert!(again.iter().all(|taken| matches!(taken, Ok(Taken::Known))), "{again:?}");
 }

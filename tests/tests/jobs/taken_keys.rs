@@ -68,7 +68,7 @@ async fn in_any_interleaving_one_job_takes_a_key_and_no_call_fails() {
                     (0..rng.usize(1..12)).map(|_| call(&mut rng)).collect();
                 let answers = if n % 2 == 0 {
                     let calls: Vec<Acceptance> = calls.iter().map(|(spec, keys)| with(spec, keys)).collect();
-                    store.take_in_order(&calls).await
+                    store.take_in_order(&calls, Duration::MAX).await
                 } else {
                     join_all(calls.iter().map(|(spec, keys)| store.take(with(spec, keys)))).await
                 };

@@ -1,6 +1,7 @@
 //! Rows of the inbox are taken into the ledger: first what starts, then the ends of what does not.
 
 use std::collections::{BTreeSet, HashSet};
+use std::time::Duration;
 
 use job::{JobId, JobSpec, JobState, Json, Name, RequestedJob, decode_strict_as, peek};
 use store::{Acceptance, DueJob, InboxRow, StoreError, Taken, Unwanted};
@@ -79,7 +80,7 @@ impl Dispatch {
         apart: &mut Vec<Apart<'a>>,
     ) -> Result<Vec<&'a InboxRow>, StoreError> {
         let accepting: Vec<Acceptance> = jobs.iter().map(|(_, candidate)| candidate.acceptance()).collect();
-        let answers = self.store.take_in_order(&accepting).await;
+        let answers = self.store.take_in_order(&accepting, Duration::MAX).await;
         let (mut due, mut done, mut known, mut failed) = (Vec::new(), Vec::new(), Vec::new(), None);
         for ((row, candidate), answer) in jobs.into_iter().zip(answers) {
             match answer {

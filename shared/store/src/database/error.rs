@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::time::error::Elapsed;
 use tokio_postgres::error::SqlState;
 
 /// Why a transaction failed. Cheap to clone, because every call of a batch gets it.
@@ -89,6 +90,13 @@ impl StoreError {
             };
         }
         StoreError::Broken { transaction, source: Arc::new(error) }
+    }
+}
+
+/// No answer came in time.
+impl From<Elapsed> for StoreError {
+    fn from(elapsed: Elapsed) -> Self {
+        StoreError::Unavailable(Arc::new(elapsed))
     }
 }
 

@@ -1,6 +1,5 @@
 //! A transaction in one round trip.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Client, Pool};
@@ -163,7 +162,7 @@ async fn bounded<T>(
 ) -> Bounded<T> {
     Bounded(match timeout(bound, asking).await {
         Ok(answer) => answer.map_err(|error| StoreError::from_pg(name, error)),
-        Err(elapsed) => Err(StoreError::Unavailable(Arc::new(elapsed))),
+        Err(elapsed) => Err(elapsed.into()),
     })
 }
 

@@ -2,9 +2,11 @@
 //! moment share a transaction. A job may come with keys, which find an earlier job for the same request or work.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use deadpool_postgres::Pool;
 use job::{Change, JobId, JobSpec, JobState, Name, Tenant};
+use tokio::time::{Instant, timeout};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -264,6 +266,46 @@ fn within_the_bounds(jobs: &[Acceptance]) -> usize {
     fits.count().max(1)
 }
 
+/// Jobs that are taken in one transaction after the other.
+struct Taking<'a> {
+    store: &'a Store,
+    patience: Duration,
+    /// When Postgres has last decided about a job, or was first asked.
+    last: Instant,
+}
+
+impl Taking<'_> {
+    async fn at_once(&mut self, jobs: &[Acceptance]) -> Vec<Result<Taken, StoreError>> {
+        let Store { pool, changes, .. } = self.store;
+        match self.patiently(commit(pool, changes, jobs)).await {
+            Ok(taken) => return taken.into_iter().map(Ok).collect(),
+            Err(error) if error.may_lie_in_one_call() => {}
+            Err(error) => return jobs.iter().map(|_| Err(error.clone())).collect(),
+        }
+        let mut answers: Vec<Result<Taken, StoreError>> = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let answer = match answers.last() {
+                Some(Err(error)) if !error.may_lie_in_one_call() => Err(error.clone()),
+                _ => self.patiently(alone_in_its_batch(pool, changes, job)).await,
+            };
+            answers.push(answer);
+        }
+        answers
+    }
+
+    async fn patiently<T>(
+        &mut self,
+        asking: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let left = self.patience.saturating_sub(self.last.elapsed());
+        let answer = timeout(left, asking).await.unwrap_or_else(|elapsed| Err(elapsed.into()));
+        if !answer.as_ref().is_err_and(StoreError::is_retryable) {
+            self.last = Instant::now();
+        }
+        answer
+    }
+}
+
 /// The pool `default` is always known. Another one is from the first worker that served it: a row of one of its workers is
 /// kept. So is one that an autoscaler has decided about, which starts workers when there are jobs.
 const SERVED_POOLS: &str = "
@@ -275,38 +317,27 @@ const SERVED_POOLS: &str = "
 impl Store {
     /// Takes jobs of one caller into the ledger, in their order, and as many in a transaction as fit into one; where one of
     /// them makes that fail, each alone. A key or an id that comes a second time begins another transaction, which finds the
-    /// first one's job. After an answer that Postgres is not available the rest has the same.
-    pub async fn take_in_order(&self, jobs: &[Acceptance]) -> Vec<Result<Taken, StoreError>> {
+    /// first one's job. Where it has decided about none for `patience`, or is not available, the rest has the same
+    /// answer.
+    pub async fn take_in_order(
+        &self,
+        jobs: &[Acceptance],
+        patience: Duration,
+    ) -> Vec<Result<Taken, StoreError>> {
+        let mut taking = Taking { store: self, patience, last: Instant::now() };
         let mut answers: Vec<Result<Taken, StoreError>> = Vec::with_capacity(jobs.len());
         while answers.len() < jobs.len() {
             let rest = &jobs[answers.len()..];
             match answers.last() {
-                Some(Err(error @ (StoreError::Unavailable(_) | StoreError::Closed))) => {
+                Some(Err(error)) if !error.may_lie_in_one_call() => {
                     let error = error.clone();
                     answers.extend(rest.iter().map(|_| Err(error.clone())));
                 }
                 _ => {
                     let count = without_a_key_twice(rest).min(within_the_bounds(rest));
-                    answers.extend(self.take_at_once(&rest[..count]).await);
+                    answers.extend(taking.at_once(&rest[..count]).await);
                 }
             }
-        }
-        answers
-    }
-
-    async fn take_at_once(&self, jobs: &[Acceptance]) -> Vec<Result<Taken, StoreError>> {
-        match commit(&self.pool, &self.changes, jobs).await {
-            Ok(taken) => return taken.into_iter().map(Ok).collect(),
-            Err(error) if error.may_lie_in_one_call() => {}
-            Err(error) => return jobs.iter().map(|_| Err(error.clone())).collect(),
-        }
-        let mut answers: Vec<Result<Taken, StoreError>> = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            let answer = match answers.last() {
-                Some(Err(error @ (StoreError::Unavailable(_) | StoreError::Closed))) => Err(error.clone()),
-                _ => alone_in_its_batch(&self.pool, &self.changes, job).await,
-            };
-            answers.push(answer);
         }
         answers
     }

@@ -130,7 +130,7 @@ impl Batched for Reservation {
         let cause = match timeout(ANSWER_WITHIN, decide(pool, batch, true)).await {
             Ok(Ok(answers)) => return Ok(answers),
             Ok(Err(error)) => error,
-            Err(elapsed) => StoreError::Unavailable(Arc::new(elapsed)),
+            Err(elapsed) => elapsed.into(),
         };
         asks.cache.rest();
         warn!(

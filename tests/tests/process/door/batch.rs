@@ -55,6 +55,24 @@ async fn each_job_of_a_batch_has_its_own_answer_in_order() {
     fleet.database.audited().await;
 }
 
+/// Each transaction that takes jobs in needs 50 ms more from now on.
+const SLOW: &str = "
+    CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END';
+    CREATE TRIGGER slow BEFORE INSERT ON harness_jobs EXECUTE FUNCTION slow()";
+
+#[tokio::test]
+async fn a_batch_that_needs_many_transactions_is_accepted_however_long_they_take_together() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    fleet.database.execute(SLOW).await;
+    // A key that comes again begins another transaction.
+    let jobs = vec![json!({"agent_id": "echo", "unique": {"key": "k"}}); 60];
+    let batch = send(&api, "application/json", json!(jobs).to_string()).await.is(200).json();
+    assert_eq!((&batch["accepted"], &batch["complete"]), (&json!(60), &json!(true)), "{batch}");
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 1);
+}
+
 #[tokio::test]
 async fn jobs_of_one_session_keep_their_order() {
     let fleet = Fleet::new().await;

@@ -263,7 +263,7 @@ async fn each_job_of_a_batch_has_keys_of_its_own() {
         .await
         .is(200)
         .json();
-    assert_eq!((&answers["accepted"], &answers["complete"]), (&json!(600), &json!(true)));
+    assert_eq!((&answers["accepted"], &answers["complete"]), (&json!(600), &json!(true)), "{answers}");
     let inputs = "SELECT message ->> 'input' FROM harness_jobs WHERE session_id = 's' ORDER BY seq";
     let inputs: Vec<i32> =
         fleet.database.texts(inputs).await.iter().map(|n| n.parse().expect("a number")).collect();
