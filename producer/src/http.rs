@@ -68,6 +68,7 @@ pub use tickets::Tickets;
 pub use view::Job;
 pub use webhooks::Trying;
 
+use self::ledger::Timeout;
 use self::problem::Problem;
 use crate::access::{Keys, Limits as TenantsLimits, Rates};
 use crate::backlog::Backlog;
@@ -91,6 +92,8 @@ pub struct Door {
     pub pulse: Pulse,
     pub publishing: Publishing,
     pub following: Following,
+    /// How long the ledger may take for all that a request asks it.
+    pub answer_within: Duration,
     pub served: Served,
     pub batches: Batches,
     pub followers: Followers,
@@ -112,6 +115,11 @@ pub struct Door {
 type Shared = axum::extract::State<Arc<Door>>;
 
 impl Door {
+    /// The time limit for what a caller asks the ledger from now on.
+    fn timeout(&self) -> Timeout {
+        Timeout::begin(self.answer_within)
+    }
+
     fn clock(&self) -> Result<Clock, Problem> {
         self.pulse.clock().ok_or_else(Problem::unavailable)
     }

@@ -103,11 +103,11 @@ pub async fn submit_in_order(
     dispatch: &Dispatch,
     mut candidates: Vec<Candidate>,
     limits: &Limits,
-    patience: Duration,
+    within: Duration,
 ) -> (Vec<(JobSpec, Result<Taken, StoreError>)>, Submitted) {
     let send_spans = SendSpans::begin(candidates.iter_mut().map(|candidate| &mut candidate.spec), limits);
     let jobs: Vec<Acceptance> = candidates.into_iter().map(Candidate::into_acceptance).collect();
-    let answers = dispatch.store.take_in_order(&jobs, patience).await;
+    let answers = dispatch.store.take_in_order(&jobs, within).await;
     let (mut answered, mut new) = (Vec::with_capacity(jobs.len()), Vec::with_capacity(jobs.len()));
     let mut refused = Vec::new();
     for (job, answer) in jobs.into_iter().zip(answers) {

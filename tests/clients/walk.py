@@ -111,7 +111,7 @@ def refused(status, field, call):
 
 
 # Schedules: one that fires once and soon, and one that is paused, resumed and removed before it fires.
-soon = datetime.now(timezone.utc) + timedelta(seconds=2)
+soon = datetime.now(timezone.utc) + timedelta(seconds=10)
 once = fleet.make_schedule("once", {"agent_id": "echo", "input": "by the clock"}, at=soon.isoformat())
 assert once["fired"] == 0 and once["job"]["agent_id"] == "echo", once
 yearly = fleet.make_schedule("yearly", {"agent_id": "echo"}, cron="0 8 1 1 *", zone="Europe/Berlin", overlap="skip")

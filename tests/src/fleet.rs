@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use job::{JobId, JobSpec, JobState};
 use postgres::SetBy;
@@ -74,7 +75,10 @@ impl Fleet {
 
     /// `producer serve` to be started, on a free port of this machine.
     pub fn door(&self, name: &str) -> Launch {
-        self.worker(name).program("producer", &["serve"]).set("API_ADDR", "127.0.0.1:0")
+        self.worker(name)
+            .program("producer", &["serve"])
+            .set("API_ADDR", "127.0.0.1:0")
+            .set("API_ANSWER_WITHIN_MS", 15_000)
     }
 
     /// `autoscaler run` to be started, with these pools (TOML); its workers have four slots and the same agents.
@@ -212,6 +216,18 @@ impl Fleet {
             other => Err(other),
         };
         until_ok(&format!("{job_id} has {iterations} iterations"), look).await
+    }
+
+    /// A job's record when it stands still: the last checkpoint of a worker that was killed may still be on its way.
+    pub async fn left(&self, job_id: JobId) -> JobView {
+        let mut before = None;
+        loop {
+            let view = self.view(job_id).await.expect("a job that the ledger knows");
+            if before.replace(view.iterations) == Some(view.iterations) {
+                return view;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
     }
 
     /// Waits for a job's end.

@@ -1,6 +1,7 @@
 //! The bounds of the API: how much it takes, from whom, and how fast.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 use service::{Problems, Setting};
@@ -10,6 +11,9 @@ use crate::http::{Origins, TrustedProxies};
 /// `none` takes a bound away.
 #[derive(Debug, Args)]
 pub struct DoorArgs {
+    /// Milliseconds that a request waits for Postgres in all; then the answer is 503 `unavailable`
+    #[arg(long, env = "API_ANSWER_WITHIN_MS", default_value = "1700")]
+    api_answer_within_ms: Setting<u64>,
     /// The most connections that are open at a time; a further one is closed at once
     #[arg(long, env = "API_MAX_CONNECTIONS", default_value = "10000")]
     api_max_connections: Setting<usize>,
@@ -51,6 +55,7 @@ pub struct DoorArgs {
 /// The bounds, checked.
 #[derive(Debug)]
 pub struct DoorBounds {
+    pub answer_within: Duration,
     pub connections: usize,
     pub connections_per_address: usize,
     pub followers: usize,
@@ -66,6 +71,7 @@ pub struct DoorBounds {
 impl DoorArgs {
     /// Notes what is wrong with them.
     pub fn check(self, problems: &mut Problems) -> Option<DoorBounds> {
+        let answer_within = problems.within("API_ANSWER_WITHIN_MS", self.api_answer_within_ms, 100..=60_000);
         let connections = problems.within("API_MAX_CONNECTIONS", self.api_max_connections, 1..=1_000_000);
         let mut most = |name, given: Setting<Bound>| Some(problems.take(name, given)?.most());
         let per_address = most("API_MAX_CONNECTIONS_PER_ADDRESS", self.api_max_connections_per_address);
@@ -78,6 +84,7 @@ impl DoorArgs {
         let proxies = problems.take("API_TRUSTED_PROXIES", self.api_trusted_proxies);
         let origins = problems.take("CORS_ORIGINS", self.cors_origins);
         Some(DoorBounds {
+            answer_within: Duration::from_millis(answer_within?),
             connections: connections?,
             connections_per_address: per_address?,
             followers: followers?,

@@ -130,6 +130,7 @@ impl Serve {
             pulse: pulse.clone(),
             publishing: handed_over,
             following: following.clone(),
+            answer_within: bounds.answer_within,
             served: Served::default(),
             batches: Batches::default(),
             followers: Followers::new(

@@ -77,7 +77,7 @@ impl Principal {
         ticket: &str,
         stream: &str,
     ) -> Result<Principal, Problem> {
-        let (timeout, address) = (Timeout::begin(), door.proxies.of(parts));
+        let (timeout, address) = (door.timeout(), door.proxies.of(parts));
         let taking = door.keys.take_ticket(ticket, stream);
         let caller = sign_in(door, address, ticket, "ticket", timeout, taking).await?;
         Ok(Principal { caller, key: None, timeout })
@@ -87,7 +87,7 @@ impl Principal {
     pub async fn of_request(parts: &Parts, door: &Door) -> Result<Principal, Problem> {
         let principal = match parts.headers.get(AUTHORIZATION) {
             Some(given) => of_key(door, door.proxies.of(parts), given).await?,
-            None => door.auth.without_key(parts)?,
+            None => door.auth.without_key(parts, door.timeout())?,
         };
         if let Some(asker) = parts.extensions.get::<Asker>() {
             asker.is(principal.tenant());
@@ -138,7 +138,7 @@ impl Auth {
     }
 
     /// The caller of a request without a key.
-    fn without_key(self, parts: &Parts) -> Result<Principal, Problem> {
+    fn without_key(self, parts: &Parts, timeout: Timeout) -> Result<Principal, Problem> {
         match self {
             Auth::Open if !is_of_this_machine(&parts.headers) => {
                 let detail = "without keys only this machine may ask, by localhost or a loopback address";
@@ -156,7 +156,7 @@ impl Auth {
                     scopes: Scopes::all(),
                 },
                 key: None,
-                timeout: Timeout::begin(),
+                timeout,
             }),
             Auth::Keys => {
                 let detail = "expected a key of this fleet in the header Authorization, as \"Bearer KEY\"";
@@ -168,7 +168,7 @@ impl Auth {
 
 /// The caller of a key, who asks from this address.
 async fn of_key(door: &Door, address: Option<IpAddr>, given: &HeaderValue) -> Result<Principal, Problem> {
-    let timeout = Timeout::begin();
+    let timeout = door.timeout();
     let text = given.to_str().ok().and_then(|text| text.split_once(' '));
     let key = match text {
         Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
@@ -272,11 +272,16 @@ mod tests {
         request.body(()).expect("a request").into_parts().0
     }
 
+    fn refusal(auth: Auth, parts: &Parts) -> Option<u16> {
+        let asked = auth.without_key(parts, Timeout::begin(Duration::ZERO));
+        asked.map_err(|problem| problem.status()).err()
+    }
+
     #[test]
     fn without_keys_another_name_than_this_machine_s_is_refused() {
         let asked = |host: &'static str| {
             let parts = asking("POST", &[("host", host)]);
-            Auth::Open.without_key(&parts).map_err(|problem| problem.status()).err()
+            refusal(Auth::Open, &parts)
         };
         for host in ["localhost", "localhost:8080", "127.0.0.1:8080", "[::1]:8080"] {
             assert_eq!(asked(host), None, "{host}");
@@ -293,7 +298,7 @@ mod tests {
         assert_eq!(Auth::of("development", "::1".parse().unwrap()), Auth::Open);
         for (environment, address) in [("development", everywhere), ("production", here)] {
             let auth = Auth::of(environment, address);
-            assert_eq!(auth.without_key(&asking("GET", &[])).unwrap_err().status(), 401);
+            assert_eq!(refusal(auth, &asking("GET", &[])), Some(401));
         }
     }
 
@@ -302,7 +307,7 @@ mod tests {
         let status = |method: &str, headers: &[(&str, &str)]| {
             let mut parts = asking(method, headers);
             parts.extensions.insert("https://app.example.com".parse::<Origins>().unwrap());
-            Auth::Open.without_key(&parts).map_err(|problem| problem.status()).err()
+            refusal(Auth::Open, &parts)
         };
         let host = ("host", "localhost:8080");
         let (site, origin) = (|site| ("sec-fetch-site", site), |origin| ("origin", origin));

@@ -22,7 +22,7 @@ use super::body::{self, media_type, other_media_type};
 use super::items::{Format, Item, Items};
 use super::jobs::{all_known, all_seen, decode, is_served, may_submit};
 use super::keys::{self, FoundBy};
-use super::ledger::{ANSWER_WITHIN, Timeout};
+use super::ledger::Timeout;
 use super::limits::admit;
 use super::problem::{Kind, Problem};
 use super::{Door, Shared};
@@ -237,7 +237,7 @@ impl Reading<'_> {
     /// Submits a group in one go, so that jobs of one session keep their order. The ledger has one time limit for all
     /// questions about it. If what comes behind it would fare no better, `refused` holds the reason afterwards.
     async fn accept_group(&mut self, group: Vec<Item>) -> Result<(), Problem> {
-        let timeout = Timeout::begin();
+        let timeout = self.door.timeout();
         self.principal.still_counts(&self.door.keys, timeout).await?;
         let decoded: Vec<Result<Candidate, Problem>> =
             group.into_iter().map(|item| self.decoded(item)).collect();
@@ -283,7 +283,7 @@ impl Reading<'_> {
         timeout: Timeout,
     ) -> Result<(Vec<Answer>, Option<Problem>), Problem> {
         let admitted = admit(self.door, self.principal, jobs.len(), timeout).await?;
-        let Some(problem) = admitted.refused else { return Ok((self.submit(jobs).await, None)) };
+        let Some(problem) = admitted.refused else { return Ok((self.submit(jobs, timeout).await, None)) };
         let earlier = match timeout.ask(find_earlier(&self.door.dispatch, &jobs)).await {
             Ok(earlier) => earlier,
             Err(_) => jobs.iter().map(|_| None).collect(),
@@ -301,7 +301,7 @@ impl Reading<'_> {
         }
         let is_refused = ways.iter().any(|(_, is_known, has_room)| !is_known && !has_room);
         let mut known = self.answered(taken, &idempotent, timeout).await.into_iter();
-        let mut new = self.submit(new).await.into_iter();
+        let mut new = self.submit(new, timeout).await.into_iter();
         let answer = |(job_id, is_known, has_room): (JobId, bool, bool)| {
             let answer = match (is_known, has_room) {
                 (true, _) => known.next(),
@@ -323,17 +323,19 @@ impl Reading<'_> {
     }
 
     /// An answer for each job.
-    async fn submit(&self, jobs: Vec<Candidate>) -> Vec<Answer> {
+    async fn submit(&self, jobs: Vec<Candidate>, timeout: Timeout) -> Vec<Answer> {
         if jobs.is_empty() {
             return Vec::new();
         }
         let idempotent = idempotent(&jobs);
-        // Jobs of one key have a transaction each: together they may take longer than an answer may.
         let (taken, submitted) =
-            submit_in_order(&self.door.dispatch, jobs, &self.limits, ANSWER_WITHIN).await;
+            submit_in_order(&self.door.dispatch, jobs, &self.limits, timeout.left()).await;
         self.door.backlog.taken_in(self.principal.tenant(), submitted.new.len());
         self.door.publishing.hand_over(submitted);
-        self.answered(taken, &idempotent, Timeout::begin()).await
+        // What was taken in time has its answer, too, if the ledger is not silent.
+        let is_silent = taken.iter().any(|(_, taken)| taken.as_ref().is_err_and(StoreError::is_retryable));
+        let timeout = if is_silent { timeout } else { self.door.timeout() };
+        self.answered(taken, &idempotent, timeout).await
     }
 
     /// An answer for each job, of which the ledger has said this. Some of them have a key of their request.

@@ -404,7 +404,7 @@ async fn after_its_end(
     until: Instant,
 ) -> Result<JobView, Problem> {
     let ended = door.following.end_of(job_id, until).await;
-    let timeout = Timeout::begin();
+    let timeout = door.timeout();
     principal.still_counts(&door.keys, timeout).await?;
     match ended {
         // An id that was not in the ledger yet may have become another tenant's job.

@@ -1,4 +1,4 @@
-//! Asking the ledger on behalf of a caller, who was promised an answer within two seconds.
+//! Asking the ledger on behalf of a caller, who was promised an answer in time.
 
 use std::future::Future;
 use std::time::Duration;
@@ -9,19 +9,21 @@ use tracing::debug;
 
 use super::problem::Problem;
 
-/// How long the ledger may be silent. Some of the two seconds is for the way of the answer.
-pub const ANSWER_WITHIN: Duration = Duration::from_millis(1_700);
-
 /// The time limit for all that one request asks the ledger. It begins with the request, and again only where the caller
-/// did not wait for the ledger meanwhile: while a body arrived, or a job's end was waited for. A batch has it anew after
-/// each transaction that takes some of its jobs in.
+/// did not wait for the ledger meanwhile: while a body arrived, or a job's end was waited for. A batch has it for each group
+/// of its jobs.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeout(Instant);
 
 impl Timeout {
-    /// From now on.
-    pub fn begin() -> Timeout {
-        Timeout(Instant::now() + ANSWER_WITHIN)
+    /// So long from now on.
+    pub fn begin(within: Duration) -> Timeout {
+        Timeout(Instant::now() + within)
+    }
+
+    /// What is left of it.
+    pub fn left(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
     }
 
     /// The same limit, for a request that spent this long on something else.

@@ -12,7 +12,7 @@ use futures::future::join_all;
 use job::{Failure, FailureCode, JobId, JobSpec, Json};
 use serde_json::json;
 use store::{Answer, Claimed, Concluded, Conclusion, End, Fenced, Fold, Unwanted};
-use tests::{Database, Runner, TIMEOUT, declare_dead, folded, job};
+use tests::{Database, Runner, declare_dead, folded, job};
 use tokio::time::timeout;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,7 +50,7 @@ async fn in_any_interleaving_one_run_at_a_time_commits_and_every_job_ends_once()
             ended: Vec::new(),
             checkpoints: HashMap::new(),
         };
-        sailors.push(tokio::spawn(timeout(TIMEOUT, sailor.sail())));
+        sailors.push(tokio::spawn(timeout(Duration::from_secs(120), sailor.sail())));
     }
     let (mut ended, mut checkpoints) = (Vec::new(), HashMap::<String, u64>::new());
     for sailor in database.audited_while(join_all(sailors)).await {

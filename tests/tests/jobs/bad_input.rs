@@ -291,7 +291,7 @@ async fn a_worker_whose_services_never_come_ends_at_once_on_sigterm() {
         .launch();
     worker.said("trying again").await;
     worker.terminate();
-    assert_eq!(worker.exit_within(Duration::from_secs(5)).await, 0);
+    assert_eq!(worker.exit_within(Duration::from_secs(12)).await, 0);
 }
 
 #[tokio::test]

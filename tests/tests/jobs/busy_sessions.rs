@@ -18,7 +18,7 @@ fn remembering(session: &str, iterations: usize, delay_ms: u64) -> JobSpec {
 async fn a_job_that_will_not_wait_fails_at_once() {
     let fleet = Fleet::new().await;
     let _worker = fleet.worker("worker").start().await;
-    let first = remembering("s", 20, 100);
+    let first = remembering("s", 60, 100);
     fleet.enqueue(std::slice::from_ref(&first)).await;
     fleet.iterated(first.job_id, 1).await;
     let second = with(OnBusy::Reject, job("s", "echo", json!(2)));
@@ -159,7 +159,7 @@ async fn a_job_that_has_begun_keeps_its_turn() {
     let _worker = fleet.worker("worker").start().await;
     let fail = json!({"fail": {"message": "not yet", "retryable": true, "attempts": 1}});
     let mut first = job("s", "scripted", json!({"iterations": [{"say": "a"}, fail, {"say": "b"}]}));
-    (first.retry.base_delay_ms, first.retry.max_delay_ms) = (1_500, 1_500);
+    (first.retry.base_delay_ms, first.retry.max_delay_ms) = (6_000, 6_000);
     let second = job("s", "scripted", json!({"iterations": [{"say": "c"}]}));
     fleet.enqueue(&[first.clone(), second.clone()]).await;
     let blocked = async || (fleet.view(second.job_id).await?.state == JobState::Blocked).then_some(());

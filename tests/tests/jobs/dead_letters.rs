@@ -429,8 +429,10 @@ async fn a_job_whose_message_the_worker_cannot_use_fails_once_and_its_callers_he
 #[tokio::test]
 async fn a_job_is_not_affected_by_what_a_foreign_client_publishes_under_its_id() {
     let fleet = Fleet::new().await;
-    let (queued, running) =
-        (job("queued", "echo", json!(1)), job("running", "scripted", json!({"count": 60, "delay_ms": 50})));
+    let (queued, running) = (
+        job("queued", "echo", json!(1)),
+        job("running", "scripted", json!({"iterations": [{}, {"delay_ms": 8_000}]})),
+    );
     let garbage = |spec: &JobSpec| {
         let id = spec.job_id.to_string();
         let properties = || BasicProperties::default().with_message_id(id.as_str().into());
@@ -464,7 +466,7 @@ async fn a_job_is_not_affected_by_what_a_foreign_client_publishes_under_its_id()
 async fn a_running_job_does_not_mind_the_death_of_another_copy_of_its_message() {
     let fleet = Fleet::new().await;
     let _worker = fleet.worker("worker").set("WORKER_SLOTS", 1).start().await;
-    let spec = job("s", "scripted", json!({"count": 60, "delay_ms": 50}));
+    let spec = job("s", "scripted", json!({"iterations": [{}, {"delay_ms": 8_000}]}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     fleet.iterated(spec.job_id, 1).await;
     // Its only slot is busy, so the copy waits.

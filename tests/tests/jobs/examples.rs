@@ -85,7 +85,7 @@ async fn the_shell_agent_goes_on_at_its_last_checkpoint_on_another_worker() {
     let fleet = Fleet::new().await;
     let mut first = worker(&fleet, "first").set("DRAIN_GRACE_S", 0).start().await;
     let texts = ["one", "zwei \"2\"", "três", "four"];
-    let order = job("shell", "shell", json!({"texts": texts, "delay_s": 0.5}));
+    let order = job("shell", "shell", json!({"texts": texts, "delay_s": 1.5}));
     fleet.enqueue(std::slice::from_ref(&order)).await;
     fleet.iterated(order.job_id, 1).await;
     first.terminate();

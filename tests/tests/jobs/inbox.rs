@@ -84,10 +84,12 @@ async fn jobs_beyond_a_tenants_bound_wait_in_the_inbox_and_hold_up_no_other_tena
         (view.agent_id == "echo").then_some(())
     })
     .await;
+    let left = "SELECT count(*) FROM harness_inbox WHERE tenant = 'full'";
+    until("its bound is reached", async || (fleet.database.count(left).await == 45).then_some(())).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let taken = "SELECT count(*) FROM harness_jobs WHERE tenant = 'full'";
     assert!((1..=5).contains(&fleet.database.count(taken).await));
-    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_inbox WHERE tenant = 'full'").await, 45);
+    assert_eq!(fleet.database.count(left).await, 45);
     let _worker = fleet.worker("another").start().await;
     let ended = "SELECT count(*) FROM harness_results WHERE tenant = 'full' AND state = 'succeeded'";
     until("all have run", async || (fleet.database.count(ended).await == 50).then_some(())).await;

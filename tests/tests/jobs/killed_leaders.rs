@@ -6,15 +6,18 @@ use std::time::Duration;
 use job::{JobId, JobState, Lane};
 use serde_json::json;
 use sqlx::Connection;
-use tests::{Api, Fleet, Worker, until, until_ok};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tests::{Api, Fleet, TIMEOUT, Worker, until, until_ok};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::transactional_enqueue::{connect, enqueue, service};
 
 /// A POST waits for no leader, no broker and no foreign transaction. In a debug build, on two cores that also start processes,
-/// it takes some tens of milliseconds. Behind a lease that runs out, or a service's open transaction, it would take seconds.
+/// it takes some tens of milliseconds; of ten, nine take less than this.
 const POSTED_WITHIN: Duration = Duration::from_secs(1);
+/// Behind a lease that runs out, which takes four to five seconds, each of the two callers would wait for longer than this after
+/// each kill of its leader: four times at least. Both wait once where the door or Postgres stands still.
+const SLOW: Duration = Duration::from_secs(3);
 
 /// Enqueues one job after the other, each in a transaction, and rolls back every second one. Returns the ids of those that it
 /// has committed, and of the others.
@@ -41,16 +44,22 @@ async fn serve(url: String, stop: CancellationToken) -> [Vec<JobId>; 2] {
     [committed, rolled_back]
 }
 
-/// Submits one job after the other. Returns their ids, and how long each answer took.
+/// Submits one job after the other. Returns their ids, and how long it took until each was accepted.
 async fn post(api: Api, stop: CancellationToken) -> Vec<(JobId, Duration)> {
     let mut posted = Vec::new();
     let mut clock = interval(Duration::from_millis(100));
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(clock.tick()).await.is_some() {
-        let asked = Instant::now();
-        let accepted = api.submit(&json!({"agent_id": "echo"})).await.is(202);
-        let took = asked.elapsed();
-        posted.push((accepted.text("job_id").parse().expect("an id"), took));
+        let (job_id, asked) = (JobId::now(), Instant::now());
+        let spec = json!({"agent_id": "echo", "job_id": job_id.to_string()});
+        let mut reply = api.submit(&spec).await;
+        // Where Postgres was silent for too long. The id makes it safe to try again.
+        while reply.status == 503 && asked.elapsed() < TIMEOUT {
+            sleep(Duration::from_millis(100)).await;
+            reply = api.submit(&spec).await;
+        }
+        assert!(matches!(reply.status, 200 | 202), "{reply:?}");
+        posted.push((job_id, asked.elapsed()));
     }
     posted
 }
@@ -142,7 +151,9 @@ async fn leaders_that_are_killed_in_turn_run_exactly_what_was_committed_and_the_
 
     let mut took: Vec<Duration> = posted.into_iter().map(|(_, took)| took).collect();
     took.sort_unstable();
-    let p99 = took[took.len() * 99 / 100];
-    assert!(took.len() > 100 && p99 < POSTED_WITHIN, "{} were posted, p99 {p99:?}", took.len());
+    let p90 = took[took.len() * 9 / 10];
+    assert!(took.len() > 100 && p90 < POSTED_WITHIN, "{} were posted, p90 {p90:?}", took.len());
+    let slow: Vec<&Duration> = took.iter().filter(|took| **took > SLOW).collect();
+    assert!(slow.len() < 4, "{slow:?}");
     fleet.database.audited().await;
 }

@@ -255,7 +255,7 @@ async fn a_fleet_with_a_line_ends_every_job_and_keeps_to_limits() {
         })
         .await;
     }
-    assert!((1..=2).contains(&most), "{most} at work");
+    assert!(most <= 2, "{most} at work");
     for spec in &jobs {
         assert_eq!(fleet.view(spec.job_id).await.unwrap().state, JobState::Succeeded);
     }

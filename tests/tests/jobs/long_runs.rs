@@ -42,7 +42,7 @@ impl Talks {
     }
 
     fn worker(&self, name: &str) -> Launch {
-        let launch = self.fleet.worker(name).short_lease().set("AGENTS_FILE", &self.agents);
+        let launch = self.fleet.worker(name).set("AGENTS_FILE", &self.agents);
         launch.set("MAX_SESSION_BYTES", 262_144)
     }
 
@@ -73,7 +73,7 @@ fn output(view: &store::JobView) -> Value {
 #[tokio::test]
 async fn a_run_that_was_folded_and_killed_goes_on_to_the_letter_on_another_worker() {
     let talks = Talks::new().await;
-    let mut first = talks.worker("first").start().await;
+    let mut first = talks.worker("first").short_lease().start().await;
     // 3 MB, of which 1 MiB may be appended without a fold.
     let long = talks.turns(90, &[42]);
     talks.fleet.enqueue(std::slice::from_ref(&long)).await;
@@ -98,7 +98,7 @@ async fn a_run_that_was_folded_and_killed_goes_on_to_the_letter_on_another_worke
 #[tokio::test]
 async fn a_rollback_after_folds_within_the_run_brings_back_the_session_as_the_job_has_found_it() {
     let talks = Talks::new().await;
-    let mut first = talks.worker("first").start().await;
+    let mut first = talks.worker("first").short_lease().start().await;
     let before = talks.turns(3, &[]);
     talks.fleet.enqueue(std::slice::from_ref(&before)).await;
     talks.fleet.ended(before.job_id).await;

@@ -23,7 +23,7 @@ async fn a_migration_behind_a_long_reader_keeps_no_others_waiting_and_is_applied
     raw_sql(reading).execute(&mut reader).await.expect("a long reader");
 
     let address = database.address();
-    let migrating = timeout(TIMEOUT, migrations::migrate(&address));
+    let migrating = timeout(Duration::from_secs(120), migrations::migrate(&address));
     let waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'
                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     let others = async {

@@ -83,7 +83,7 @@ async fn what_it_asks_of_a_busy_session_it_asks_when_it_is_due() {
     let fleet = Fleet::new().await;
     let _worker = fleet.worker("worker").set("WORKER_SLOTS", 1).start().await;
     let long = job("s", "scripted", json!({"count": 100_000, "delay_ms": 20}));
-    let asking = JobSpec { on_busy: OnBusy::Interrupt, ..delayed("s", 2_000) };
+    let asking = JobSpec { on_busy: OnBusy::Interrupt, ..delayed("s", 6_000) };
     fleet.enqueue(&[long.clone(), asking.clone()]).await;
     until("the long one runs", async || {
         (state(&fleet, long.job_id).await? == JobState::Running).then_some(())

@@ -13,14 +13,14 @@ async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
     // One slot, because the broker sends a worker that it believes alive as much as its free slots can take.
     let paused = fleet.worker("paused").short_lease().set("WORKER_SLOTS", 1).start().await;
     let old_id = paused.id().await;
-    let spec = job("s", "scripted", json!({"count": 12, "delay_ms": 150}));
+    let spec = job("s", "scripted", json!({"count": 40, "delay_ms": 150}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     fleet.iterated(spec.job_id, 3).await;
     paused.pause();
-    let before = fleet.view(spec.job_id).await.unwrap();
+    let before = fleet.left(spec.job_id).await;
     assert_eq!(before.worker_id.unwrap().to_string(), old_id);
 
-    let other = fleet.worker("other").short_lease().start().await;
+    let other = fleet.worker("other").start().await;
     let running_there = async || {
         let view = fleet.view(spec.job_id).await?;
         (view.worker_id?.to_string() == other.id().await).then_some(())
@@ -33,11 +33,11 @@ async fn a_paused_worker_loses_its_job_and_goes_on_under_a_new_id() {
     assert!(!registered.contains(&old_id), "{registered}");
 
     let view = fleet.ended(spec.job_id).await;
-    assert_eq!((view.state, view.attempts, view.iterations), (JobState::Succeeded, 2, 12), "{view:?}");
+    assert_eq!((view.state, view.attempts, view.iterations), (JobState::Succeeded, 2, 40), "{view:?}");
     assert_eq!(view.worker_id.unwrap().to_string(), other.id().await);
     let output: serde_json::Value = serde_json::from_str(view.output.unwrap().as_str()).unwrap();
     assert_eq!(output["resumed_at"], json!(before.iterations));
-    assert_eq!(fleet.session("s").await.iteration_count, 12, "nothing of the stale run was added");
+    assert_eq!(fleet.session("s").await.iteration_count, 40, "nothing of the stale run was added");
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_results").await, 1);
     paused.counted("harness_leases_lost_total", 1.0).await;
     paused.counted(r#"harness_requests_total{outcome="lost"}"#, 1.0).await;
@@ -68,7 +68,7 @@ async fn a_job_sent_to_a_paused_workers_free_slot_comes_back() {
     let jobs: Vec<_> = (0..4).map(|n| job(&format!("s-{n}"), "echo", json!(n))).collect();
     fleet.enqueue(&jobs).await;
     until("the jobs are sent to it", async || (queue().await.0 == 0).then_some(())).await;
-    let other = fleet.worker("other").short_lease().start().await;
+    let other = fleet.worker("other").start().await;
     for spec in &jobs {
         let view = fleet.ended(spec.job_id).await;
         assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1));
@@ -84,7 +84,7 @@ async fn a_job_sent_to_a_paused_workers_free_slot_comes_back() {
 async fn jobs_that_waited_behind_a_dead_workers_job_follow_in_order() {
     let fleet = Fleet::new().await;
     let mut first = fleet.worker("first").short_lease().start().await;
-    let mut jobs = vec![job("s", "scripted", json!({"iterations": [{}, {}, {"delay_ms": 2500}]}))];
+    let mut jobs = vec![job("s", "scripted", json!({"iterations": [{}, {}, {"delay_ms": 6000}]}))];
     jobs.extend((1..4).map(|n| job("s", "scripted", json!({"count": n}))));
     fleet.enqueue(&jobs).await;
     fleet.iterated(jobs[0].job_id, 2).await;
@@ -94,7 +94,7 @@ async fn jobs_that_waited_behind_a_dead_workers_job_follow_in_order() {
     };
     until("the others wait for their turn", blocked).await;
     first.kill();
-    let _second = fleet.worker("second").short_lease().start().await;
+    let _second = fleet.worker("second").start().await;
     let mut finished = Vec::new();
     for (spec, attempts) in jobs.iter().zip([2, 1, 1, 1]) {
         let view = fleet.ended(spec.job_id).await;
@@ -144,7 +144,7 @@ async fn messages_are_not_sent_to_a_worker_whose_lease_is_over() {
     let first = fleet.program("first", &waiting("first-runs", "first-may-end"));
     let second = fleet.program("second", &waiting("second-runs", "second-may-end"));
     let agents = fleet.agents(&[("first", &first), ("second", &second)]);
-    let launch = |name| fleet.worker(name).short_lease().set("AGENTS_FILE", &agents);
+    let launch = |name| fleet.worker(name).set("AGENTS_FILE", &agents);
     let runs = async |name: &str| until(name, async || at(name).exists().then_some(())).await;
 
     // The only slot of the healthy worker is busy, so the second job is run by the other one.
@@ -154,7 +154,7 @@ async fn messages_are_not_sent_to_a_worker_whose_lease_is_over() {
     runs("first-runs").await;
     let proxy = Proxy::to(&fleet.database.url).await;
     let through = proxy.through(&fleet.database.url);
-    let cut_off = launch("cut-off").set("DATABASE_URL", through).start().await;
+    let cut_off = launch("cut-off").short_lease().set("DATABASE_URL", through).start().await;
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     runs("second-runs").await;
 

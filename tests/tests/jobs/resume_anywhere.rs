@@ -4,16 +4,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
 
-use job::{JobId, JobState};
+use job::JobState;
 use serde_json::{Value, json};
 use tests::{Fleet, job};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
-/// The number of a job's iterations in the ledger, now that its worker is dead.
-async fn committed(fleet: &Fleet, job_id: JobId) -> i64 {
-    fleet.view(job_id).await.expect("a job that the ledger knows").iterations
-}
+/// So many that a job runs on for seconds when the test has seen the first ones.
+const STEPS: usize = 40;
 
 fn output(view: &store::JobView) -> Value {
     serde_json::from_str(view.output.as_ref().expect("an output").as_str()).expect("JSON")
@@ -25,27 +23,27 @@ async fn a_job_goes_on_at_the_next_iteration_when_its_worker_is_killed() {
     let mut first = fleet.worker("first").short_lease().start().await;
     let iteration =
         json!({"delay_ms": 150, "cost_usd": 0.0015, "input_tokens": 10, "output_tokens": 3, "say": "hm"});
-    let spec = job("s", "scripted", json!({"iterations": vec![iteration; 12]}));
+    let spec = job("s", "scripted", json!({"iterations": vec![iteration; STEPS]}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     fleet.iterated(spec.job_id, 4).await;
     first.kill();
-    let before = committed(&fleet, spec.job_id).await;
+    let before = fleet.left(spec.job_id).await.iterations;
 
-    let second = fleet.worker("second").short_lease().start().await;
+    let second = fleet.worker("second").start().await;
     let view = fleet.ended(spec.job_id).await;
     let output = output(&view);
     assert_eq!(view.state, JobState::Succeeded);
     assert_eq!(output["resumed_at"], json!(before), "exactly where the ledger stood");
-    assert_eq!((&output["iterations"], &output["attempt"], view.attempts), (&json!(12), &json!(2), 2));
+    assert_eq!((&output["iterations"], &output["attempt"], view.attempts), (&json!(STEPS), &json!(2), 2));
     assert_eq!(view.worker_id.unwrap().to_string(), second.id().await);
 
     let session = fleet.session("s").await;
-    assert_eq!((session.iteration_count, session.cost_usd.micros()), (12, 12 * 1_500));
-    assert_eq!((session.input_tokens, session.output_tokens), (120, 36));
-    assert_eq!(session.context_window.len(), 12);
-    assert_eq!((view.iterations, view.cost_usd, view.input_tokens), (12, session.cost_usd, 120));
+    assert_eq!((session.iteration_count, session.cost_usd.micros()), (40, 40 * 1_500));
+    assert_eq!((session.input_tokens, session.output_tokens), (400, 120));
+    assert_eq!(session.context_window.len(), STEPS);
+    assert_eq!((view.iterations, view.cost_usd, view.input_tokens), (40, session.cost_usd, 400));
     // What was done before is not paid again.
-    second.counted("harness_iterations_total", (12 - before) as f64).await;
+    second.counted("harness_iterations_total", (40 - before) as f64).await;
 }
 
 #[tokio::test]
@@ -59,30 +57,29 @@ async fn a_service_does_each_step_once_when_its_worker_is_killed_or_stopped() {
     let agents = fleet.folder.path().join("agents.toml");
     std::fs::write(&agents, format!("[agents.counter]\nharness = \"http\"\nurl = \"{url}\"\n")).unwrap();
     let launch = |name| fleet.worker(name).set("AGENTS_FILE", agents.display()).set("DRAIN_GRACE_S", 0);
-    let worker = async |name| launch(name).short_lease().start().await;
-    let mut first = worker("first").await;
-    let spec = job("s", "counter", json!({"steps": 14, "delay_ms": 150}));
+    let mut first = launch("first").short_lease().start().await;
+    let spec = job("s", "counter", json!({"steps": STEPS, "delay_ms": 150}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     fleet.iterated(spec.job_id, 3).await;
     first.kill();
+    let before = fleet.left(spec.job_id).await.iterations;
 
-    let mut second = worker("second").await;
-    fleet.iterated(spec.job_id, committed(&fleet, spec.job_id).await + 3).await;
+    let mut second = launch("second").start().await;
+    fleet.iterated(spec.job_id, before + 3).await;
     second.terminate();
     assert_eq!(second.exit().await, 0);
-    let before = committed(&fleet, spec.job_id).await;
-    let _third = worker("third").await;
+    let before = fleet.left(spec.job_id).await.iterations;
+    let _third = launch("third").start().await;
     let view = fleet.ended(spec.job_id).await;
     assert_eq!((view.state, view.attempts), (JobState::Succeeded, 2), "{view:?}");
-    assert_eq!(output(&view), json!({"steps": 14, "resumed_at": before}));
-    assert_eq!(fleet.session("s").await.iteration_count, 14);
+    assert_eq!(output(&view), json!({"steps": STEPS, "resumed_at": before}));
+    assert_eq!(fleet.session("s").await.iteration_count, STEPS as i64);
 }
 
 #[tokio::test]
 async fn a_program_in_another_language_does_each_step_once_when_its_worker_is_killed() {
-    const FILES: usize = 10;
     let fleet = Fleet::new().await;
-    for n in 0..FILES {
+    for n in 0..STEPS {
         let text = format!("# Heading\nfile number {n} speaks of harvest\n");
         std::fs::write(fleet.folder.path().join(format!("{n}.md")), text).unwrap();
     }
@@ -91,21 +88,21 @@ async fn a_program_in_another_language_does_each_step_once_when_its_worker_is_ki
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     fleet.iterated(spec.job_id, 3).await;
     first.kill();
-    let before = committed(&fleet, spec.job_id).await;
+    let before = fleet.left(spec.job_id).await.iterations;
 
-    let _second = fleet.worker("second").set("AGENTS_FILE", fleet.reader()).short_lease().start().await;
+    let _second = fleet.worker("second").set("AGENTS_FILE", fleet.reader()).start().await;
     let view = fleet.ended(spec.job_id).await;
     assert_eq!(view.state, JobState::Succeeded, "{view:?}");
     let output = output(&view);
-    assert_eq!((&output["files"], &output["headings"]), (&json!(FILES), &json!(FILES)));
+    assert_eq!((&output["files"], &output["headings"]), (&json!(STEPS), &json!(STEPS)));
     assert_eq!(output["resumed_at"], json!(before));
     let session = fleet.session("s").await;
-    assert_eq!(session.iteration_count, FILES as i64);
-    assert_eq!(session.memory["reader"]["files"], json!(FILES));
+    assert_eq!(session.iteration_count, STEPS as i64);
+    assert_eq!(session.memory["reader"]["files"], json!(STEPS));
     let said = session.context().unwrap();
     let files: BTreeSet<&str> =
         said.iter().map(|entry| entry["content"].as_str().unwrap().split(':').next().unwrap()).collect();
-    assert_eq!((said.len(), files.len()), (FILES, FILES), "each file once: {said:?}");
+    assert_eq!((said.len(), files.len()), (STEPS, STEPS), "each file once: {said:?}");
 }
 
 #[tokio::test]

@@ -208,11 +208,11 @@ async fn iterations_without_progress_are_counted_over_all_attempts() {
 async fn a_deadline_ends_a_job_whether_it_runs_retries_or_waits() {
     let fleet = Fleet::new().await;
     let _worker = fleet.worker("worker").start().await;
-    let overdue = |spec: JobSpec| JobSpec { deadline_ms: Some(1_500), ..spec };
+    let overdue = |spec: JobSpec| JobSpec { deadline_ms: Some(6_000), ..spec };
     let running = overdue(job("running", "scripted", json!({"count": 1000, "delay_ms": 50})));
     let mut retrying = overdue(failing("retrying", json!({"message": "again", "retryable": true})));
     (retrying.retry.base_delay_ms, retrying.retry.max_delay_ms) = (600_000, 600_000);
-    let ahead = job("waiting", "scripted", json!({"count": 60, "delay_ms": 100}));
+    let ahead = job("waiting", "scripted", json!({"count": 100, "delay_ms": 100}));
     let waiting = overdue(job("waiting", "echo", json!(1)));
     let behind = job("waiting", "echo", json!(2));
     let jobs = [running.clone(), retrying.clone(), ahead.clone(), waiting.clone(), behind.clone()];

@@ -190,7 +190,7 @@ async fn once_is_once_and_what_never_fires_is_refused() {
     let _worker = fleet.worker("worker").start().await;
     let job = r#"{"agent_id":"echo","input":{"n":0.10}}"#;
     let soon =
-        humantime::format_rfc3339_millis(std::time::SystemTime::now() + Duration::from_secs(2)).to_string();
+        humantime::format_rfc3339_millis(std::time::SystemTime::now() + Duration::from_secs(5)).to_string();
     add(&fleet, "once", &["--at", &soon, "--job", job]).await;
     let done = until("it has fired", async || {
         let schedule = shown(&fleet, "once").await;
@@ -352,12 +352,13 @@ async fn a_schedule_counts_against_its_callers_rate_like_a_job() {
         api.post("/v1/schedules", &given).await
     };
     let mut number = 0;
-    let refused = until("the rate is met", async || {
+    let refused = async || {
         number += 1;
         let reply = make(number).await;
-        (reply.status != 201).then_some(reply)
-    })
-    .await;
+        // Where Postgres was slow to answer, it is a 503.
+        assert!(matches!(reply.status, 201 | 429 | 503), "{reply:?}");
+        (reply.status == 429).then_some(reply)
+    };
+    let refused = until("the rate is met", refused).await;
     assert_eq!(refused.text("type"), "urn:harness:rate_limited");
-    assert_eq!(refused.status, 429);
 }

@@ -67,7 +67,8 @@ async fn in_any_interleaving_one_job_takes_a_key_and_no_call_fails() {
                 let calls: Vec<(JobSpec, Vec<JobKey>)> =
                     (0..rng.usize(1..12)).map(|_| call(&mut rng)).collect();
                 let answers = if n % 2 == 0 {
-                    let calls: Vec<Acceptance> = calls.iter().map(|(spec, keys)| with(spec, keys)).collect();
+                    let calls: Vec<Acceptance> =
+                        calls.iter().map(|(spec, keys)| with(spec, keys).with_fresh_id()).collect();
                     store.take_in_order(&calls, Duration::MAX).await
                 } else {
                     join_all(calls.iter().map(|(spec, keys)| store.take(with(spec, keys)))).await
@@ -105,6 +106,30 @@ async fn in_any_interleaving_one_job_takes_a_key_and_no_call_fails() {
         "no row is left of a job that was not accepted"
     );
     database.audited().await;
+}
+
+#[tokio::test]
+async fn jobs_of_the_same_keys_are_taken_together_and_find_the_first_of_them() {
+    let database = Database::new().await;
+    let store = database.store();
+    let (a, b) = (idempotent("a"), unique("b", DAY));
+    let keys =
+        [vec![a.clone()], vec![a.clone()], vec![b.clone()], vec![], vec![b.clone()], vec![a.clone(), b]];
+    let jobs: Vec<Acceptance> = keys
+        .into_iter()
+        .map(|keys| Acceptance::new(new(), 100).with_keys(keys, [7; 32]).with_fresh_id())
+        .collect();
+    let answers = store.take_in_order(&jobs, Duration::MAX).await;
+    let answers: Vec<Taken> = answers.into_iter().map(|answer| answer.expect("an answer")).collect();
+    let own: Vec<JobId> = jobs.iter().map(|job| job.spec().job_id).collect();
+    let holders: Vec<JobId> = answers.iter().zip(&own).map(|(answer, own)| holder(answer, *own)).collect();
+    assert_eq!(holders, [own[0], own[0], own[2], own[3], own[2], own[0]], "{answers:?}");
+    let same = |answer: &Taken| matches!(answer, Taken::Found { by: KeyKind::Idempotency, same: true, .. });
+    assert!(same(&answers[1]) && same(&answers[5]), "{answers:?}");
+    let transactions = "SELECT count(DISTINCT xmin::text) FROM harness_jobs";
+    assert_eq!(database.count(transactions).await, 1);
+    let order = database.texts("SELECT job_id::text FROM harness_jobs ORDER BY seq").await;
+    assert_eq!(order, [own[0], own[2], own[3]].map(|id| id.to_string()));
 }
 
 #[tokio::test]

@@ -54,7 +54,7 @@ fn found(view: &store::JobView) -> Value {
 async fn an_entry_comes_back_to_the_letter_on_another_worker_after_a_kill_a_fold_and_a_restore() {
     let fleet = Fleet::new().await;
     let agents = fleet.agents(&[("talker", &fleet.program("talker.py", TALKER))]);
-    let worker = |name| fleet.worker(name).short_lease().set("AGENTS_FILE", &agents);
+    let worker = |name| fleet.worker(name).set("AGENTS_FILE", &agents);
     let talks = |input: Value| {
         let mut input = input;
         input["entries"] = json!(*ENTRIES);
@@ -62,7 +62,7 @@ async fn an_entry_comes_back_to_the_letter_on_another_worker_after_a_kill_a_fold
     };
     let whole = json!(vec![true; 5]);
 
-    let mut first = worker("first").start().await;
+    let mut first = worker("first").short_lease().start().await;
     let spec = talks(json!({}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     fleet.iterated(spec.job_id, 1).await;

@@ -7,7 +7,7 @@ use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use serde_json::{Value, json};
 use store::Accepted;
-use tests::{Api, Fleet, Launch, Ran, job, until, until_ok};
+use tests::{Api, Fleet, Ran, job, until, until_ok};
 
 /// A job that pays an iteration, asks, and pays another one.
 fn asking(session: &str, ask: Value) -> JobSpec {
@@ -66,7 +66,7 @@ async fn a_job_waits_without_a_slot_and_goes_on_with_the_answer() {
     let other = job("other", "echo", json!(1));
     fleet.enqueue(std::slice::from_ref(&other)).await;
     assert_eq!(fleet.ended(other.job_id).await.state, JobState::Succeeded);
-    assert_eq!(worker.metric("harness_jobs_running").await, 0.0);
+    worker.counted("harness_jobs_running", 0.0).await;
     assert_eq!(fleet.view(behind.job_id).await.unwrap().state, JobState::Blocked);
     let pool = "default".parse().unwrap();
     let demand = fleet.store.demand(&[pool], Duration::from_secs(60)).await.unwrap().remove(0);
@@ -314,10 +314,9 @@ async fn a_caller_gets_the_question_and_then_the_result() {
 #[tokio::test]
 async fn a_kill_around_the_question_loses_neither_question_nor_answer() {
     let fleet = Fleet::new().await;
-    let launch = |name: &str| -> Launch { fleet.worker(name).short_lease() };
-    let mut worker = launch("first").start().await;
+    let mut worker = fleet.worker("first").short_lease().start().await;
     // One is killed before it asks, the others while they wait.
-    let slow = json!({"iterations": [{"say": "before"}, {"delay_ms": 1500, "ask": {"call_id": "c1", "question": 1}}]});
+    let slow = json!({"iterations": [{"say": "before"}, {"delay_ms": 6000, "ask": {"call_id": "c1", "question": 1}}]});
     let before = job("a", "scripted", slow);
     let waiting = asking("b", json!({"call_id": "c1", "question": 1}));
     fleet.enqueue(&[before.clone(), waiting.clone()]).await;
@@ -328,7 +327,7 @@ async fn a_kill_around_the_question_loses_neither_question_nor_answer() {
     for spec in [&before, &waiting] {
         assert_eq!(answer(&fleet, spec.job_id, "c1", &["--json", "1"]).await.code, 0);
     }
-    let second = launch("second").start().await;
+    let second = fleet.worker("second").start().await;
     for (spec, attempts) in [(&before, 2), (&waiting, 1)] {
         let view = fleet.ended(spec.job_id).await;
         assert_eq!(

@@ -80,7 +80,7 @@ async fn a_provider_that_falls_silent_is_asked_again_and_what_it_worked_counts()
         {"text": "Done.", "fault": "stalls"}]"#;
     let desk = Desk::new(play).await;
     let _worker =
-        desk.worker_with("worker", "idle_timeout_ms = 1500", "").set("USAGE_DRAIN_S", 1).start().await;
+        desk.worker_with("worker", "idle_timeout_ms = 4000", "").set("USAGE_DRAIN_S", 1).start().await;
     let jobs = jobs("two");
     desk.fleet.enqueue(&jobs).await;
     for spec in &jobs {

@@ -34,7 +34,7 @@ async fn desk() -> Desk {
 
 /// Runs the jobs on a worker until the tool that takes long is at work, and their answers are in the ledger.
 async fn in_the_long_call(desk: &Desk, server: &str) -> (Worker, Vec<JobSpec>) {
-    let worker = desk.worker("first", server).short_lease().start().await;
+    let worker = desk.worker("first", server).set("LEASE_S", 6).start().await;
     let jobs = jobs("all");
     desk.fleet.enqueue(&jobs).await;
     for spec in &jobs {
@@ -45,7 +45,7 @@ async fn in_the_long_call(desk: &Desk, server: &str) -> (Worker, Vec<JobSpec>) {
 
 /// Runs the jobs to their ends on another worker, and checks what their models were told.
 async fn gone_on(desk: &Desk, server: &str, jobs: &[JobSpec]) {
-    let _second = desk.worker("second", server).short_lease().start().await;
+    let _second = desk.worker("second", server).start().await;
     for spec in jobs {
         desk.done(spec, 2).await;
         let text = desk.said(spec).await;

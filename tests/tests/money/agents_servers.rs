@@ -46,7 +46,7 @@ async fn a_server_that_dies_floods_and_changes_its_list_costs_its_agent_no_attem
 async fn a_killed_worker_leaves_no_server_and_the_next_one_tells_the_model() {
     let desk = Desk::new(&plays("two", &["child", "hang", "count"])).await;
     let more = format!("{}\nsafe = [\"child\"]", server());
-    let mut first = desk.worker("first", &more).short_lease().start().await;
+    let mut first = desk.worker("first", &more).set("LEASE_S", 6).start().await;
     let jobs = jobs("two");
     desk.fleet.enqueue(&jobs).await;
     // The calls of the second answers hang, and no checkpoint follows.
@@ -59,7 +59,7 @@ async fn a_killed_worker_leaves_no_server_and_the_next_one_tells_the_model() {
     for spec in &jobs {
         nothing_runs_for(spec.job_id).await;
     }
-    let _second = desk.worker("second", &more).short_lease().start().await;
+    let _second = desk.worker("second", &more).start().await;
     for spec in &jobs {
         desk.done(spec, 2).await;
         let text = desk.said(spec).await;

@@ -151,8 +151,8 @@ async fn where_nobody_answers_in_time_the_model_is_told_and_nothing_is_made() {
 async fn a_call_that_was_approved_is_made_once_though_its_worker_is_killed_in_it() {
     let turns = turn(&[("sign", r#"{"say": "halt"}"#)]);
     let desk = Desk::new(&format!("\"asks\": [{turns}, {{\"text\": \"Done.\"}}]")).await;
-    let launch = |name: &str| desk.worker_with(name, "", &sign(&desk)).short_lease();
-    let mut first = launch("first").start().await;
+    let launch = |name: &str| desk.worker_with(name, "", &sign(&desk));
+    let mut first = launch("first").short_lease().start().await;
     let jobs = jobs("asks");
     desk.fleet.enqueue(&jobs).await;
     for spec in &jobs {

@@ -38,7 +38,7 @@ fn worker(fleet: &Fleet, provider: &Provider, name: &str) -> Launch {
         "[agents.repeats]\nharness = \"command\"\ncommand = [{program:?}]\nmodels = [\"claude-opus-5-5\"]\n"
     );
     std::fs::write(&agents, toml).expect("written");
-    let launch = fleet.worker(name).short_lease().set("AGENTS_FILE", agents.display());
+    let launch = fleet.worker(name).set("AGENTS_FILE", agents.display());
     launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url())
 }
 
@@ -46,7 +46,7 @@ fn worker(fleet: &Fleet, provider: &Provider, name: &str) -> Launch {
 async fn what_was_answered_behind_a_checkpoint_is_not_paid_again_where_the_same_was_asked_before_it() {
     let (fleet, provider) = fleet_and_provider().await;
     let go = fleet.folder.path().join("go");
-    let mut first = worker(&fleet, &provider, "first").start().await;
+    let mut first = worker(&fleet, &provider, "first").short_lease().start().await;
     let spec = job("s", "repeats", json!({"go": go}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     let halted = fleet.folder.path().join("go.halted");

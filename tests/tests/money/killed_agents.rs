@@ -74,8 +74,6 @@ fn worker(fleet: &Fleet, provider: &Provider, name: &str) -> Launch {
     });
     std::fs::write(&agents, toml.concat()).expect("written");
     let launch = fleet.worker(name).set("AGENTS_FILE", agents.display()).set("WORKER_SLOTS", JOBS);
-    // Fifty jobs with tools keep a busy machine from more than one beat.
-    let launch = launch.set("LEASE_S", 6);
     let launch = launch.set("OPENAI_API_KEY", PROVIDER_KEY).set("OPENAI_BASE_URL", provider.base_url());
     launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url())
 }
@@ -94,7 +92,8 @@ async fn a_kill_at_any_of_fifty_iterations_costs_at_most_the_call_in_flight_and_
     }
     let script = Script::parse(&format!("{{\"plays\": {{{plays}}}}}")).expect("a script");
     let (fleet, provider) = (Fleet::new().await, Provider::playing(script).await);
-    let mut first = worker(&fleet, &provider, "first").start().await;
+    // Fifty jobs with tools keep a busy machine from more than one beat.
+    let mut first = worker(&fleet, &provider, "first").set("LEASE_S", 6).start().await;
     let jobs: Vec<JobSpec> = (0..JOBS)
         .map(|hit| {
             // Each wire is hit at all stages.

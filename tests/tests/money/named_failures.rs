@@ -77,7 +77,7 @@ fn rows() -> [Row; 12] {
         ),
         row(
             "hangs",
-            "timeout_ms = 1500\ntools.hang = { command = [\"sleep\", \"600\"], description = \"Hangs.\" }",
+            "timeout_ms = 6000\ntools.hang = { command = [\"sleep\", \"600\"], description = \"Hangs.\" }",
             r#"{"tools": [{"name": "hang", "input": {}}]}"#,
             FailureCode::Timeout,
             1,

@@ -62,7 +62,7 @@ pub fn worker(fleet: &Fleet, provider: &Provider, name: &str, more: &str) -> Lau
         "[agents.asks]\nharness = \"command\"\ncommand = [{program:?}]\nmodels = [\"claude-opus-5-5\"]\n{more}"
     );
     std::fs::write(&agents, toml).expect("written");
-    let launch = fleet.worker(name).short_lease().set("AGENTS_FILE", agents.display());
+    let launch = fleet.worker(name).set("AGENTS_FILE", agents.display());
     launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url())
 }
 
@@ -147,7 +147,7 @@ async fn an_attempt_that_takes_too_long_after_a_refusal_has_failed_by_that() {
 #[tokio::test]
 async fn a_provider_that_falls_silent_ends_the_attempt_by_its_idle_timeout_and_the_call_counts_in_full() {
     let (fleet, provider) = fleet_and_provider().await;
-    let launch = worker(&fleet, &provider, "worker", "idle_timeout_ms = 1000\n").set("USAGE_DRAIN_S", 1);
+    let launch = worker(&fleet, &provider, "worker", "idle_timeout_ms = 5000\n").set("USAGE_DRAIN_S", 1);
     let _worker = launch.start().await;
     provider.fault(Fault::Stalls);
     let mut spec = asks("s", json!({"questions": 1}));
@@ -258,7 +258,7 @@ async fn the_lowest_limit_of_a_job_holds_whoever_names_it() {
 async fn what_was_answered_before_the_worker_died_is_not_paid_again() {
     let (fleet, provider) = fleet_and_provider().await;
     let go = fleet.folder.path().join("go");
-    let mut first = worker(&fleet, &provider, "first", "").start().await;
+    let mut first = worker(&fleet, &provider, "first", "").short_lease().start().await;
     let spec = asks("s", json!({"questions": 6, "halt": 4, "go": go}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     let halted = fleet.folder.path().join("go.halted");

@@ -34,7 +34,7 @@ fn worker(fleet: &Fleet, provider: &Provider, more: &str) -> Launch {
         "[agents.two]\nharness = \"command\"\ncommand = [{program:?}]\nmodels = [\"claude-opus-5-5\"]\n{more}"
     );
     std::fs::write(&agents, toml).expect("written");
-    let launch = fleet.worker("worker").short_lease().set("AGENTS_FILE", agents.display());
+    let launch = fleet.worker("worker").set("AGENTS_FILE", agents.display());
     launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url())
 }
 

@@ -103,7 +103,7 @@ async fn a_silent_provider_is_shown_and_takes_no_worker_out_of_service() {
 async fn what_a_later_run_pays_again_is_counted_and_what_it_is_given_is_a_replay() {
     let (fleet, provider) = fleet_and_provider().await;
     let go = fleet.folder.path().join("go");
-    let mut first = worker(&fleet, &provider, "first", "").start().await;
+    let mut first = worker(&fleet, &provider, "first", "").short_lease().start().await;
     let spec = asks("s", json!({"questions": 3, "halt": 1, "go": go}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     let halted = fleet.folder.path().join("go.halted");
@@ -126,7 +126,7 @@ async fn what_a_later_run_pays_again_is_counted_and_what_it_is_given_is_a_replay
 async fn what_is_paid_again_is_counted_also_of_a_program_that_writes_its_requests_anew() {
     let (fleet, provider) = fleet_and_provider().await;
     let go = fleet.folder.path().join("go");
-    let mut first = worker(&fleet, &provider, "first", "").start().await;
+    let mut first = worker(&fleet, &provider, "first", "").short_lease().start().await;
     let spec = asks("s", json!({"questions": 3, "halt": 2, "go": go, "anew": true}));
     fleet.enqueue(std::slice::from_ref(&spec)).await;
     let halted = fleet.folder.path().join("go.halted");

@@ -46,7 +46,7 @@ fn worker(fleet: &Fleet, provider: &Provider, more: &str) -> Launch {
     let agents = fleet.folder.path().join("agents.toml");
     let toml = format!("[agents.impatient]\nharness = \"command\"\ncommand = [{program:?}]\n{more}");
     std::fs::write(&agents, toml).expect("written");
-    let launch = fleet.worker("worker").short_lease().set("AGENTS_FILE", agents.display());
+    let launch = fleet.worker("worker").set("AGENTS_FILE", agents.display());
     launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url())
 }
 

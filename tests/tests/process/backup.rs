@@ -103,7 +103,7 @@ async fn what_a_backup_has_goes_on_after_all_is_destroyed() {
     fleet.enqueue(std::slice::from_ref(&done)).await;
     fleet.ended(done.job_id).await;
     // Two run, two wait for a slot, one waits for its session.
-    let running = [steps("r-1", 100, 100), steps("r-2", 100, 100)];
+    let running = [steps("r-1", 100, 250), steps("r-2", 100, 250)];
     fleet.enqueue(&running).await;
     for spec in &running {
         fleet.iterated(spec.job_id, 3).await;
@@ -138,6 +138,9 @@ async fn what_a_backup_has_goes_on_after_all_is_destroyed() {
     assert!(fleet.database.count("SELECT last_value FROM harness_epoch").await > epoch + 1_000_000);
 
     let _worker = fleet.worker("after").start().await;
+    for spec in &running {
+        fleet.iterated(spec.job_id, 60).await;
+    }
     for spec in running.iter().chain(&waiting).chain([&done, &next]) {
         let view = fleet.ended(spec.job_id).await;
         assert_eq!((view.state, view.attempts), (JobState::Succeeded, 1), "{view:?}");

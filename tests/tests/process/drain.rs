@@ -13,9 +13,9 @@ fn output(view: &store::JobView) -> Value {
 #[tokio::test]
 async fn short_jobs_end_and_long_ones_go_on_elsewhere_without_a_spent_attempt() {
     let fleet = Fleet::new().await;
-    let mut first = fleet.worker("first").set("DRAIN_GRACE_S", 2).start().await;
-    let short = job("short", "scripted", json!({"iterations": [{"delay_ms": 10}, {"delay_ms": 1500}]}));
-    let long = job("long", "scripted", json!({"count": 60, "delay_ms": 100}));
+    let mut first = fleet.worker("first").set("DRAIN_GRACE_S", 12).start().await;
+    let short = job("short", "scripted", json!({"iterations": [{"delay_ms": 10}, {"delay_ms": 5_000}]}));
+    let long = job("long", "scripted", json!({"count": 60, "delay_ms": 400}));
     // The next job of its session: a draining worker leaves it to others.
     let next = job("short", "scripted", json!({"count": 1}));
     fleet.enqueue(&[short.clone(), long.clone(), next.clone()]).await;
@@ -85,7 +85,7 @@ async fn an_idle_worker_is_gone_at_once() {
     let fleet = Fleet::new().await;
     let mut worker = fleet.worker("worker").start().await;
     worker.terminate();
-    assert_eq!(worker.exit_within(Duration::from_secs(5)).await, 0);
+    assert_eq!(worker.exit_within(Duration::from_secs(20)).await, 0);
     assert_eq!(
         fleet.database.count("SELECT count(*) FROM harness_workers WHERE state <> 'stopped'").await,
         0

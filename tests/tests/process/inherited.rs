@@ -52,10 +52,9 @@ async fn a_fleet_works_whatever_its_role_and_its_database_set() {
         command.env("DATABASE_SETTINGS", by);
         let ran = Ran::of(command, "").await;
         assert_eq!(ran.code, 0, "{by}: {ran:?}");
-        let launch = |name: &str| {
-            fleet.worker(name).short_lease().set("DATABASE_URL", &url).set("DATABASE_SETTINGS", by)
-        };
-        let (mut first, _second) = (launch("first").start().await, launch("second").start().await);
+        let launch = |name: &str| fleet.worker(name).set("DATABASE_URL", &url).set("DATABASE_SETTINGS", by);
+        let mut first = launch("first").short_lease().start().await;
+        let _second = launch("second").start().await;
         // Sessions with the same names run one job at a time, so their ends and claims collide.
         let mut specs: Vec<_> = (0..12).map(|number| steps(number % 3, 3, 30)).collect();
         specs.push(job("echo", "echo", json!("\u{1F600} \\ '")));

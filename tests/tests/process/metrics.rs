@@ -291,10 +291,14 @@ async fn a_prometheus_finds_something_for_every_panel_and_nothing_to_wake_anybod
     }
     for rule in prometheus.rules() {
         assert_eq!(rule["health"], "ok", "{rule:#}");
-        if rule["labels"]["severity"] == "page" {
-            assert_eq!(rule["state"], "inactive", "{rule:#}");
-        }
     }
+    // A process that stood still may bring one near for a moment.
+    let quiet = async || {
+        let mut rules = prometheus.rules();
+        rules.retain(|rule| rule["labels"]["severity"] == "page" && rule["state"] != "inactive");
+        if rules.is_empty() { Ok(()) } else { Err(rules) }
+    };
+    until_ok("no page is active", quiet).await;
 }
 
 #[test]

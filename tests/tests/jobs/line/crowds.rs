@@ -33,8 +33,8 @@ async fn a_session_with_three_thousand_jobs_holds_up_no_other_session() {
     let begun = Instant::now();
     accept(&fleet, &others).await;
     fleet.undisturbed(&others).await;
-    // One turn after the other for each of the crowd would take half a minute.
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    // One turn after the other for each of the crowd would take half a minute, also where nothing else runs.
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     let blocked = "SELECT count(*) FROM harness_jobs WHERE session_id = 'crowd' AND state = 'blocked'";
     let all_blocked = async || match fleet.database.count(blocked).await {
         3_000 => Ok(()),
@@ -88,11 +88,23 @@ async fn two_thousand_tenants_that_came_and_went_hold_up_no_later_one() {
     // It admits from the first job to the last.
     let relay = fleet.relay("relay").launch();
     relay.said("lease=\"admission\"").await;
-    let mut many = fleet.worker("many").set("WORKER_SLOTS", 32).start().await;
     let of = |tenant: &str, session: &str| JobSpec {
         tenant: tenant.parse().unwrap(),
         ..job(session, "echo", json!(1))
     };
+    let backlog_of = async |tenant: &str| {
+        let mut few = fleet.worker("few").set("WORKER_SLOTS", 1).start().await;
+        let backlog: Vec<JobSpec> = (0..20).map(|n| of(tenant, &format!("s-{n}"))).collect();
+        let begun = Instant::now();
+        accept(&fleet, &backlog).await;
+        fleet.undisturbed(&backlog).await;
+        let took = begun.elapsed();
+        few.terminate();
+        assert_eq!(few.exit().await, 0);
+        took
+    };
+    let before = backlog_of("earlier").await;
+    let mut many = fleet.worker("many").set("WORKER_SLOTS", 32).start().await;
     let passing: Vec<JobSpec> = (0..2_000).map(|n| of(&format!("t-{n}"), "s")).collect();
     accept(&fleet, &passing).await;
     for left in [1_500, 1_000, 500, 0] {
@@ -104,12 +116,8 @@ async fn two_thousand_tenants_that_came_and_went_hold_up_no_later_one() {
     }
     many.terminate();
     assert_eq!(many.exit().await, 0);
-    let _few = fleet.worker("few").set("WORKER_SLOTS", 1).start().await;
-    let backlog: Vec<JobSpec> = (0..20).map(|n| of("later", &format!("s-{n}"))).collect();
-    let begun = Instant::now();
-    accept(&fleet, &backlog).await;
-    fleet.undisturbed(&backlog).await;
-    // A turn for each tenant that has left would take more than ten seconds.
-    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+    let after = backlog_of("later").await;
+    // A turn for each tenant that has left would take more than ten seconds, and more on a slow machine.
+    assert!(after < (before * 3).max(Duration::from_secs(6)), "{before:?} before, {after:?} after");
     fleet.database.audited().await;
 }

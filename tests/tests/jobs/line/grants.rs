@@ -12,10 +12,14 @@ use super::{admitting, name, with_line};
 const AT_ONCE: Accepted = Accepted::New(JobState::Publishing);
 const WAITS: Accepted = Accepted::New(JobState::Waiting);
 
-async fn grant(store: &Store, leadership: &Leadership, waiting: u64, messages: u64) {
+/// Grants, for longer than the two seconds after which a grant is renewed: a test takes steps under one.
+async fn grant(database: &Database, leadership: &Leadership, waiting: u64, messages: u64) {
     let seen = PoolSeen { normal: waiting, ..PoolSeen::default() };
     let noted = BTreeMap::from([(name("default"), (seen, Grant { messages, counted_from: 0 }))]);
-    store.note_seen(leadership, &noted).await.expect("an answer");
+    database.store().note_seen(leadership, &noted).await.expect("an answer");
+    let longer =
+        "UPDATE harness_pools SET granted_until = now() + interval '1 hour' WHERE granted_until IS NOT NULL";
+    database.execute(longer).await;
 }
 
 /// Jobs of sessions of their own.
@@ -44,7 +48,7 @@ async fn as_many_are_published_at_once_as_are_granted_and_what_is_on_its_way_cou
     assert_eq!(accept(&store, &fresh()).await, [WAITS], "nothing is granted");
     database.execute("DELETE FROM harness_jobs").await;
 
-    grant(&store, &leadership, 0, 3).await;
+    grant(&database, &leadership, 0, 3).await;
     assert_eq!(accept(&store, &fresh()).await, [AT_ONCE, AT_ONCE, AT_ONCE, WAITS, WAITS]);
     assert_eq!(accept(&store, &fresh()).await, [WAITS], "three are on their way");
     let first = "UPDATE harness_jobs SET state = 'queued', state_since = now()
@@ -70,7 +74,7 @@ async fn no_grant_is_for_what_may_be_held_back_nor_outlives_its_time_its_leader_
     let (database, store) = with_line().await;
     let leadership = admitting(&store, "one").await;
     database.execute("INSERT INTO harness_tenants (name, max_running) VALUES ('bounded', 1)").await;
-    grant(&store, &leadership, 0, 100).await;
+    grant(&database, &leadership, 0, 100).await;
 
     let [keyed, theirs, elsewhere, later, free] = fresh();
     let keyed = JobSpec { limits: LimitKeys::of([name("k")]).unwrap(), ..keyed };
@@ -83,17 +87,17 @@ async fn no_grant_is_for_what_may_be_held_back_nor_outlives_its_time_its_leader_
 
     database.execute("UPDATE harness_pools SET granted_until = now() - interval '1 millisecond'").await;
     assert_eq!(accept(&store, &fresh()).await, [WAITS], "its time is over");
-    grant(&store, &leadership, 0, 100).await;
+    grant(&database, &leadership, 0, 100).await;
     assert_eq!(accept(&store, &fresh()).await, [AT_ONCE]);
-    grant(&store, &leadership, 5, 0).await;
+    grant(&database, &leadership, 5, 0).await;
     assert_eq!(accept(&store, &fresh()).await, [WAITS], "others wait");
 
     store.resign(&leadership).await.unwrap();
-    grant(&store, &leadership, 0, 100).await;
+    grant(&database, &leadership, 0, 100).await;
     assert_eq!(accept(&store, &fresh()).await, [WAITS], "it leads no more");
 
     let successor = admitting(&store, "two").await;
-    grant(&store, &successor, 0, 100).await;
+    grant(&database, &successor, 0, 100).await;
     store.set_line("a test", &name("default"), false).await.unwrap();
     store.set_line("a test", &name("default"), true).await.unwrap();
     assert_eq!(accept(&store, &fresh()).await, [WAITS], "this line is another one");

@@ -53,7 +53,7 @@ async fn an_announced_death_is_charged_to_no_job() {
         .await;
         worker.kill();
     }
-    let _last = fleet.worker("last").short_lease().start().await;
+    let _last = fleet.worker("last").start().await;
     fleet.undisturbed(std::slice::from_ref(&spec)).await;
     fleet.database.audited().await;
 }
@@ -77,7 +77,7 @@ async fn suspects_that_outlive_the_deaths_of_their_workers_run_beside_each_other
     until("all are suspected", rescued).await;
     // This holds however long they ran here on a busy machine.
     fleet.database.execute("UPDATE harness_jobs SET killed_after_ms = 300").await;
-    let third = fleet.worker("third").short_lease().start().await;
+    let third = fleet.worker("third").start().await;
     // Each takes a minute, so none is done when the last one begins.
     runs(&fleet, &third, 4).await;
     let cleared = "SELECT count(*) FROM harness_jobs WHERE deaths = 0 AND suspected_at IS NULL";
@@ -111,7 +111,7 @@ async fn suspects_that_have_died_together_are_alone_until_one_is_proved_or_clear
     runs(&fleet, &victim, 3).await;
     victim.kill();
     let before = fleet.database.count("SELECT last_value FROM harness_epoch").await;
-    let worker = fleet.worker("worker").short_lease().start().await;
+    let worker = fleet.worker("worker").start().await;
     let shared = "SELECT count(*) FROM harness_jobs WHERE shared_deaths = 1 AND deaths = 2 AND attempts = 2";
     until("none is charged", async || (fleet.database.count(shared).await == 3).then_some(())).await;
     let one = format!("SELECT count(*) FROM harness_checkpoints WHERE epoch > {before}");

@@ -14,7 +14,7 @@ async fn a_deployment_follows_a_burst_and_no_job_is_interrupted_when_it_shrinks(
     let node = world.node();
     world.fleet.workers_alive(1).await;
     let mut autoscaler = world.start("autoscaler", "Deployment").await;
-    let long = steps(0, 250, 100);
+    let long = steps(0, 1_000, 100);
     let burst: Vec<JobSpec> = (1..16).map(|session| steps(session, 30, 100)).collect();
     world.fleet.enqueue(std::slice::from_ref(&long)).await;
     world.fleet.enqueue(&burst).await;
@@ -23,7 +23,10 @@ async fn a_deployment_follows_a_burst_and_no_job_is_interrupted_when_it_shrinks(
     // The long job runs on one of the four workers; the three idle ones go.
     world.pods(1).await;
     assert_eq!(world.fleet.view(long.job_id).await.unwrap().state, JobState::Running);
-    world.fleet.undisturbed(&[long]).await;
+    let cancelled = world.fleet.producer(&["cancel", &long.job_id.to_string()]).await;
+    assert_eq!(cancelled.code, 0, "{cancelled:?}");
+    let ended = world.fleet.ended(long.job_id).await;
+    assert_eq!((ended.state, ended.attempts), (JobState::Cancelled, 1), "{ended:?}");
     until("the processes have ended", async || (node.exits().len() == 3).then_some(())).await;
     assert!(node.exits().iter().all(|(_, code)| *code == 0), "{:?}", node.exits());
 
@@ -77,7 +80,7 @@ async fn demand_that_returns_takes_marks_back_before_the_workload_grows() {
     }
     let _autoscaler = world.start("autoscaler", "Deployment").await;
     world.drained(1).await;
-    let jobs: Vec<JobSpec> = (0..8).map(|session| steps(session, 30, 100)).collect();
+    let jobs: Vec<JobSpec> = (0..8).map(|session| steps(session, 70, 100)).collect();
     world.fleet.enqueue(&jobs).await;
     world.drained(0).await;
     world.fleet.undisturbed(&jobs).await;

@@ -61,15 +61,32 @@ const SLOW: &str = "
     CREATE TRIGGER slow BEFORE INSERT ON harness_jobs EXECUTE FUNCTION slow()";
 
 #[tokio::test]
-async fn a_batch_that_needs_many_transactions_is_accepted_however_long_they_take_together() {
+async fn jobs_of_one_key_need_no_transaction_each() {
     let fleet = Fleet::new().await;
-    let door = fleet.door("door").start().await;
+    let door = fleet.door("door").set("API_ANSWER_WITHIN_MS", 5_000).start().await;
     let api = Api::of(&door).await;
     fleet.database.execute(SLOW).await;
-    // A key that comes again begins another transaction.
-    let jobs = vec![json!({"agent_id": "echo", "unique": {"key": "k"}}); 60];
+    let jobs: Vec<Value> =
+        (0..200).map(|n| json!({"agent_id": "echo", "input": n, "unique": {"key": "k"}})).collect();
     let batch = send(&api, "application/json", json!(jobs).to_string()).await.is(200).json();
-    assert_eq!((&batch["accepted"], &batch["complete"]), (&json!(60), &json!(true)), "{batch}");
+    assert_eq!((&batch["accepted"], &batch["complete"]), (&json!(200), &json!(true)), "{batch}");
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 1);
+}
+
+#[tokio::test]
+async fn what_was_accepted_before_time_was_up_is_answered_so() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").set("API_ANSWER_WITHIN_MS", 2_000).start().await;
+    let api = Api::of(&door).await;
+    fleet.database.execute(SLOW).await;
+    // A caller's own id may be known, so that a job of the same key begins another transaction.
+    let jobs: Vec<Value> = (0..100)
+        .map(|_| json!({"agent_id": "echo", "job_id": JobId::now().to_string(), "unique": {"key": "k"}}))
+        .collect();
+    let batch = send(&api, "application/json", json!(jobs).to_string()).await.is(200).json();
+    let statuses = statuses(&batch);
+    assert_eq!((statuses[0], statuses.last()), (202, Some(&503)), "{batch}");
+    assert_eq!(batch["items"][0]["job_id"], jobs[0]["job_id"], "{batch}");
     assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 1);
 }
 

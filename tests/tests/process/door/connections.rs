@@ -166,6 +166,7 @@ async fn bounds_that_make_no_sense_are_all_named() {
     let fleet = Fleet::new().await;
     let mut command = fleet.producer_command(&["serve"]);
     for (name, value) in [
+        ("API_ANSWER_WITHIN_MS", "10"),
         ("API_MAX_CONNECTIONS", "0"),
         ("API_MAX_CONNECTIONS_PER_ADDRESS", "0"),
         ("API_MAX_FOLLOWERS", "0"),
@@ -182,6 +183,7 @@ async fn bounds_that_make_no_sense_are_all_named() {
     let ran = tests::Ran::of(command, "").await;
     assert_eq!(ran.code, 2, "{ran:?}");
     for part in [
+        "API_ANSWER_WITHIN_MS: got 10, expected 100 to",
         "API_MAX_CONNECTIONS: got 0, expected 1 to",
         "API_MAX_CONNECTIONS_PER_ADDRESS: got \"0\"",
         "API_MAX_FOLLOWERS: got \"0\"",

@@ -42,7 +42,7 @@ async fn a_followed_job_shows_its_states_its_iterations_and_its_end_in_order() {
     let fleet = Fleet::new().await;
     let door = fleet.door("door").start().await;
     let api = Api::of(&door).await;
-    let job_id = api.submit(&saying(&["a", "b", "c"], 150)).await.is(202).text("job_id");
+    let job_id = api.submit(&saying(&["a", "b", "c"], 1_500)).await.is(202).text("job_id");
     let mut stream = api.events(&format!("/v1/jobs/{job_id}/events"), &[]).await;
     assert_eq!(stream.headers["content-type"], "text/event-stream");
     assert_eq!(stream.headers["x-accel-buffering"], "no");
@@ -83,11 +83,11 @@ async fn a_followed_job_shows_its_states_its_iterations_and_its_end_in_order() {
 #[tokio::test]
 async fn a_session_shows_all_its_jobs_and_goes_on() {
     let fleet = Fleet::new().await;
-    let _worker = fleet.worker("worker").start().await;
     let door = fleet.door("door").start().await;
     let api = Api::of(&door).await;
     let first = api.submit(&counting(3, 100)).await.is(202).text("job_id");
     let mut stream = api.events("/v1/sessions/s/events", &[]).await;
+    let _worker = fleet.worker("worker").start().await;
     let ended = stream.named("end").await;
     assert_eq!(ended.text("job_id"), first);
     let second = api.submit(&counting(2, 50)).await.is(202).text("job_id");
@@ -141,7 +141,7 @@ async fn a_stream_goes_on_behind_the_last_event_at_another_door_and_names_what_i
     let _worker = fleet.worker("worker").start().await;
     let (first, second) = (fleet.door("first").start().await, fleet.door("second").start().await);
     let (first, second) = (Api::of(&first).await, Api::of(&second).await);
-    let job_id = first.submit(&counting(8, 100)).await.is(202).text("job_id");
+    let job_id = first.submit(&counting(8, 500)).await.is(202).text("job_id");
     let path = format!("/v1/jobs/{job_id}/events");
     let mut stream = first.events(&path, &[]).await;
     let mut last = stream.named("iteration").await;

@@ -15,12 +15,23 @@ async fn ends_with_its_client(fleet: &Fleet, api: &Api) {
     let lock = "BEGIN; LOCK TABLE harness_sessions IN ACCESS EXCLUSIVE MODE";
     raw_sql(lock).execute(&mut holder).await.expect("locked");
     let address = api.base().strip_prefix("http://").expect("no TLS");
-    let mut caller = TcpStream::connect(address).await.expect("a connection");
-    let request = b"GET /v1/sessions/s HTTP/1.1\r\nhost: localhost\r\n\r\n";
-    caller.write_all(request).await.expect("sent");
+    let ask = async || {
+        let mut caller = TcpStream::connect(address).await.expect("a connection");
+        let request = b"GET /v1/sessions/s HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        caller.write_all(request).await.expect("sent");
+        caller
+    };
+    let mut caller = ask().await;
     let asking = "SELECT count(*) FROM pg_stat_activity
                    WHERE query LIKE '%c.checkpoints::text%' AND wait_event_type = 'Lock' AND datname = current_database()";
-    until("the question waits", async || (fleet.database.count(asking).await == 1).then_some(())).await;
+    let waits = async || {
+        // It was answered already if the door had a connection that is gone.
+        if caller.try_read(&mut [0]).is_ok() {
+            caller = ask().await;
+        }
+        (fleet.database.count(asking).await == 1).then_some(())
+    };
+    until("the question waits", waits).await;
     drop(caller);
     until("the question is gone", async || (fleet.database.count(asking).await == 0).then_some(())).await;
 }

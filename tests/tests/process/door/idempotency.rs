@@ -109,7 +109,9 @@ async fn a_door_that_is_killed_before_its_answer_leaves_the_key_with_the_job() {
     let fleet = Fleet::new().await;
     let proxy = Proxy::to(&fleet.database.url).await;
     let url = proxy.through(&fleet.database.url);
-    let mut door = fleet.door("door").set("DATABASE_URL", url).start().await;
+    let door = fleet.door("door").set("DATABASE_URL", url);
+    // A try that comes to nothing is soon over.
+    let mut door = door.set("API_ANSWER_WITHIN_MS", 1_700).start().await;
     let api = Api::of(&door).await;
     let spec = json!({"agent_id": "echo", "input": "once"});
     // A connection on which the statements are not prepared yet gets no further than that.

@@ -111,7 +111,7 @@ async fn a_job_is_cancelled_and_a_failed_one_runs_again_under_a_new_id() {
     let long = long.is(202).text("job_id");
     fleet.iterated(long.parse().unwrap(), 1).await;
     let stopping = api.post(&format!("/v1/jobs/{long}/cancel"), &json!(null)).await.is(202);
-    assert_eq!(stopping.text("state"), "running");
+    assert!(matches!(&*stopping.text("state"), "running" | "cancelled"), "{stopping:?}");
     assert_eq!(api.wait(&long).await.is(200).text("state"), "cancelled");
     fleet.database.audited().await;
 }

@@ -13,13 +13,14 @@ async fn an_emptied_session_keeps_its_counters_and_goes_on_from_nothing() {
 
     // A job that waits for its next attempt is a live one, and what it has checkpointed is not folded yet.
     let waiting = json!({
-        "session_id": "s", "agent_id": "scripted", "retry": {"base_delay_ms": 60_000},
+        "session_id": "s", "agent_id": "scripted",
+        "retry": {"base_delay_ms": 3_600_000, "max_delay_ms": 3_600_000},
         "input": {"iterations": [{"cost_usd": 0.5}, {}, {"fail": {"message": "later", "retryable": true}}]},
     });
     let job_id = api.submit(&waiting).await.is(202).text("job_id");
     let retried = async || {
         let job = api.get(&format!("/v1/jobs/{job_id}")).await.json();
-        (job["state"] == "scheduled").then_some(())
+        (job["state"] == "scheduled" && job["attempts"] == 1).then_some(())
     };
     until("it waits for its next attempt", retried).await;
     api.delete("/v1/sessions/s").await.problem(409, None);

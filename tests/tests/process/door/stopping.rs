@@ -52,7 +52,8 @@ async fn the_reply_of_a_cancelled_job_is_sent_although_its_caller_waits_no_longe
     let connection = fleet.vhost.lapin().await;
     let channel = connection.create_channel().await.unwrap();
     channel.queue_declare("replies".into(), Default::default(), Default::default()).await.unwrap();
-    let door = fleet.door("door").start().await;
+    // Less than the ten seconds of a statement: the cancel waits on.
+    let door = fleet.door("door").set("API_ANSWER_WITHIN_MS", 4_000).start().await;
     let api = Api::of(&door).await;
     let spec = json!({"agent_id": "echo", "session_id": "s", "reply_to": "replies"});
     let job_id = api.submit(&spec).await.is(202).text("job_id");

@@ -209,7 +209,16 @@ async fn a_receiver_that_was_down_gets_the_end_when_it_is_up_and_a_slow_one_hold
 
     down.resume().await;
     slow.answer(204);
-    delivered(&api, &down_id, 20).await;
+    // After a second attempt a delivery would wait for minutes.
+    let due = format!(
+        "UPDATE harness_deliveries SET due_at = now()
+          WHERE webhook_id = '{down_id}' AND state = 'pending' AND taken_by IS NULL"
+    );
+    until("all are delivered", async || {
+        fleet.database.execute(&due).await;
+        (deliveries(&api, &down_id, "delivered").await.len() == 20).then_some(())
+    })
+    .await;
     let healthy = api.get(&format!("/v1/webhooks/{down_id}")).await.is(200).json();
     assert!(healthy["failing_since"].is_null(), "{healthy}");
     delivered(&api, &slow_id, 20).await;
@@ -296,7 +305,7 @@ async fn a_webhook_that_fails_for_five_days_or_is_gone_is_disabled() {
     fleet.database.execute("UPDATE harness_deliveries SET due_at = now()").await;
     is(&failing_id, "failing").await;
     door.counted("harness_webhooks_disabled_total", 1.0).await;
-    assert!(door.log().contains("a webhook was disabled"));
+    door.said("a webhook was disabled").await;
 
     gone.answer(410);
     let (gone_id, _) = webhook(&api, &gone.url(), json!({})).await;

@@ -26,9 +26,9 @@ fn results_of(session: &str, group: u32, count: u32, id_after: &str, ended_ago: 
 
 /// A session with one ended job, and the last event of its stream.
 async fn left(fleet: &Fleet, api: &Api) -> ServerEvent {
-    let mut worker = fleet.worker("worker").start().await;
     let first = api.submit(&counting(1, 100)).await.is(202).text("job_id");
     let mut stream = api.events("/v1/sessions/s/events", &[]).await;
+    let mut worker = fleet.worker("worker").start().await;
     let end = stream.named("end").await;
     assert_eq!(end.text("job_id"), first);
     worker.terminate();

@@ -8,7 +8,9 @@ use job::JobId;
 use serde_json::json;
 use tests::{Api, Fleet, until};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
+
+use crate::door::outages::in_time;
 
 /// A session of the ledger, with its row.
 async fn session(fleet: &Fleet, name: &str) {
@@ -55,7 +57,7 @@ async fn a_topic_that_cannot_be_read_holds_up_no_other_one_and_its_followers_are
     let api = Api::of(&door).await;
     let path = "/v1/sessions/bad/events";
     let mut bad = api.events(path, &[("last-event-id", "1.0.-1.0")]).await;
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     for n in 0..8 {
         let job_id = api
             .submit(&json!({"agent_id": "echo", "session_id": format!("s-{n}")}))
@@ -71,11 +73,16 @@ async fn a_topic_that_cannot_be_read_holds_up_no_other_one_and_its_followers_are
     let last = bad.rest().await.pop().expect("a last event");
     assert_eq!(last.retry, Some(30_000), "{last:?}");
     // Who comes again holds up none of the others either.
-    let _again = api.events(path, &[("last-event-id", "1.0.-1.0")]).await;
-    let job_id = api.submit(&json!({"agent_id": "echo"})).await.is(202).text("job_id");
-    let mut stream = api.events(&format!("/v1/jobs/{job_id}/events"), &[]).await;
-    let state = timeout(Duration::from_secs(2), stream.next()).await.expect("in time");
-    assert_eq!(state.expect("its state").name, "state");
+    in_time(Duration::from_secs(2), async || {
+        bad.rest().await;
+        bad = api.events(path, &[("last-event-id", "1.0.-1.0")]).await;
+        let job_id = api.submit(&json!({"agent_id": "echo"})).await.is(202).text("job_id");
+        let mut stream = api.events(&format!("/v1/jobs/{job_id}/events"), &[]).await;
+        let begun = Instant::now();
+        assert_eq!(stream.next().await.expect("its state").name, "state");
+        begun.elapsed()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -118,9 +125,13 @@ async fn streams_that_catch_up_hold_up_neither_announced_changes_nor_those_of_wh
     fleet.database.execute(&rows).await;
     let door = fleet.door("door").start().await;
     let api = Api::of(&door).await;
-    let job_id = api.submit(&json!({"agent_id": "echo"})).await.is(202).text("job_id");
-    let mut quiet = api.events(&format!("/v1/jobs/{job_id}/events"), &[]).await;
-    quiet.next().await.expect("its state");
+    let mut quiet = Vec::new();
+    for _ in 0..3 {
+        let job_id = api.submit(&json!({"agent_id": "echo"})).await.is(202).text("job_id");
+        let mut stream = api.events(&format!("/v1/jobs/{job_id}/events"), &[]).await;
+        stream.next().await.expect("its state");
+        quiet.push((job_id, stream));
+    }
 
     let ends = Arc::new(AtomicUsize::new(0));
     let begins = format!("{}.0.-1.0", UNIX_EPOCH.elapsed().expect("a time").as_millis() - 120_000);
@@ -138,27 +149,35 @@ async fn streams_that_catch_up_hold_up_neither_announced_changes_nor_those_of_wh
     }
     until("they catch up", async || (ends.load(Ordering::Relaxed) > 1_000).then_some(())).await;
 
-    let unannounced = format!(
-        "WITH gone AS (DELETE FROM harness_jobs WHERE job_id = '{job_id}' RETURNING *)
-         INSERT INTO harness_results (job_id, session_id, agent_id, pool, state, attempts, iterations, cost_microusd,
-                                      input_tokens, output_tokens, epoch, accepted_at)
-         SELECT job_id, session_id, agent_id, pool, 'cancelled', 0, 0, 0, 0, 0, 0, accepted_at FROM gone"
-    );
-    fleet.database.execute(&unannounced).await;
-    let begun = Instant::now();
-    let end = timeout(Duration::from_secs(4), quiet.named("end")).await.expect("it is read every 2 s");
-    assert_eq!(end.text("job_id"), job_id);
-    println!("an end that was not announced came after {:?}", begun.elapsed());
-    for _ in 0..5 {
+    // It is read every 2 s.
+    in_time(Duration::from_secs(4), async || {
+        let (job_id, mut stream) = quiet.pop().expect("one of three");
+        let unannounced = format!(
+            "WITH gone AS (DELETE FROM harness_jobs WHERE job_id = '{job_id}' RETURNING *)
+             INSERT INTO harness_results (job_id, session_id, agent_id, pool, state, attempts, iterations, cost_microusd,
+                                          input_tokens, output_tokens, epoch, accepted_at)
+             SELECT job_id, session_id, agent_id, pool, 'cancelled', 0, 0, 0, 0, 0, 0, accepted_at FROM gone"
+        );
+        fleet.database.execute(&unannounced).await;
+        let begun = Instant::now();
+        assert_eq!(stream.named("end").await.text("job_id"), job_id);
+        println!("an end that was not announced came after {:?}", begun.elapsed());
+        begun.elapsed()
+    })
+    .await;
+    let mut took = Vec::new();
+    for _ in 0..10 {
         let job_id = api.submit(&json!({"agent_id": "echo"})).await.is(202).text("job_id");
         let mut stream = api.events(&format!("/v1/jobs/{job_id}/events"), &[]).await;
         stream.next().await.expect("its state");
         api.post(&format!("/v1/jobs/{job_id}/cancel"), &json!(null)).await.is(200);
         let begun = Instant::now();
-        let end = timeout(Duration::from_secs(1), stream.named("end")).await.expect("it was announced");
-        assert_eq!(end.text("job_id"), job_id);
-        println!("an announced end came after {:?}", begun.elapsed());
+        assert_eq!(stream.named("end").await.text("job_id"), job_id);
+        took.push(begun.elapsed());
     }
+    println!("announced ends came after {took:?}");
+    // Without an announcement every other one would be late. A busy machine may stand still for seconds.
+    assert!(took.iter().filter(|took| **took > Duration::from_secs(1)).count() <= 2, "{took:?}");
     let came = ends.load(Ordering::Relaxed);
     println!("{came} of {} ends had come", SESSIONS * ENDED);
     assert!(came < SESSIONS * ENDED, "they had caught up before");
