@@ -188,7 +188,7 @@ impl Walk {
             self.way += &format!("\n    {call:?}");
             return vec![(call, self.fleet.ledger.call(Broken::None, call))];
         }
-        let weights: Vec<u32> = possible.iter().map(weight).collect();
+        let weights: Vec<u32> = possible.iter().map(|action| weight(action, &self.fleet.ledger)).collect();
         let mut at = self.rng.u32(..weights.iter().sum::<u32>());
         let chosen =
             weights.iter().position(|weight| at.checked_sub(*weight).map(|rest| at = rest).is_none());
@@ -237,9 +237,13 @@ impl Walk {
 }
 
 /// How often an action is chosen, relative to the others. Jobs must make progress for many states to be seen.
-fn weight(action: &Action) -> u32 {
+fn weight(action: &Action, ledger: &Ledger) -> u32 {
+    let asks =
+        |job: Job| ledger.rows[usize::from(job)].is_some_and(|row| row.state == JobState::AwaitingInput);
     match action {
         Action::Cancel(_) => 1,
+        // A job that is answered early never waits.
+        Action::Answer(job, _) if !asks(*job) => 1,
         Action::Crash(_)
         | Action::Drain(_)
         | Action::LeaseRunsOut(_)

@@ -6,8 +6,10 @@ use tests::{Fleet, Worker, until};
 
 use crate::programs::{asks, fleet_and_provider, worker};
 
-/// Dates everything that was taken back by more than a minute.
+/// Dates everything that was taken back by more than a minute. What a call gives back when it is settled must be there.
 async fn pass_a_minute(fleet: &Fleet) {
+    let held = "SELECT count(*) FROM harness_calls WHERE state = 'held'";
+    until("all are settled", async || (fleet.database.count(held).await == 0).then_some(())).await;
     let back = "UPDATE harness_provider_moves SET counts_until = counts_until - interval '70 seconds';
                 UPDATE harness_calls SET reserved_at = reserved_at - interval '70 seconds'";
     fleet.database.execute(back).await;

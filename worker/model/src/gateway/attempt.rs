@@ -12,6 +12,7 @@ use job::Usd;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use tokio::sync::oneshot;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -247,6 +248,16 @@ impl Shared {
         places.insert(nth, None);
         all.insert(of_attempt);
         Ok(Place { shared: self.clone(), key: RequestKey { hash, nth }, of_attempt, answered: None })
+    }
+
+    /// Waits until what the program wrote before is durable, or its attempt has ended, for this long at most.
+    pub async fn until_durable(&self, most: Duration) {
+        tokio::select! {
+            biased;
+            () = self.attempt.ledger.until_durable() => {}
+            () = self.ended.cancelled() => {}
+            () = sleep(most) => {}
+        }
     }
 
     pub fn with_counted<T>(&self, look: impl FnOnce(&mut Counted) -> T) -> T {

@@ -37,6 +37,9 @@ use crate::wire::{Ask, Bound, Wire};
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// How long the connection of an answer that has ended is read on, so that it can be used again.
 const CLOSING: Duration = Duration::from_secs(1);
+/// How long a settlement waits for checkpoints of its program that are not durable yet. Where Postgres takes longer, a kill can
+/// cost this answer a second time.
+const DURABLE_WITHIN: Duration = Duration::from_secs(1);
 
 pub(super) struct Exchange {
     pub(super) inner: Arc<Inner>,
@@ -386,6 +389,10 @@ impl Exchange {
         let (answer, is_shareable) = answer.unzip();
         let is_shareable = is_shareable.unwrap_or(false);
         let ledger = &self.attempt.attempt.ledger;
+        if answer.is_some() {
+            // What its program has written so far was written before it has this answer, and must not cover it.
+            self.attempt.until_durable(DURABLE_WITHIN).await;
+        }
         let after_checkpoints = ledger.checkpoints().written;
         let settlement =
             Settlement { outcome, provider_request_id, answer, after_checkpoints, is_shareable, learnt };

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -38,14 +38,20 @@ struct Stub {
 struct Open {
     reserve: Mutex<VecDeque<Reserve>>,
     checkpoints: Mutex<Checkpoints>,
+    /// Lines of checkpoints that nobody has read yet.
+    unread: AtomicU32,
     settled: Mutex<Vec<Outcome>>,
+    /// After how many checkpoints each was settled.
+    after: Mutex<Vec<u32>>,
     spent: Mutex<Vec<WithoutRoom>>,
     busy: Mutex<usize>,
 }
 
 #[async_trait]
 impl Ledger for Open {
-    async fn until_durable(&self) {}
+    async fn until_durable(&self) {
+        lock(&self.checkpoints).written += self.unread.swap(0, Ordering::Relaxed);
+    }
 
     async fn reserve(&self, _: &Call) -> Result<Reserve, Unavailable> {
         Ok(lock(&self.reserve).pop_front().unwrap_or(Reserve::Granted))
@@ -69,6 +75,7 @@ impl Ledger for Open {
 
     async fn settle(&self, _: &Call, settlement: Settlement) -> Result<(), Unavailable> {
         lock(&self.settled).push(settlement.outcome);
+        lock(&self.after).push(settlement.after_checkpoints);
         Ok(())
     }
 
@@ -185,6 +192,21 @@ async fn a_key_that_the_provider_does_not_know_costs_nothing_and_the_program_is_
         assert_eq!(bench.attempt.metered().cost, Usd::ZERO);
         assert_eq!(bench.load().limit, 8, "the provider has not too much to do");
     }
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_nobody_has_read_yet_covers_no_answer_that_is_on_its_way() {
+    let bench = Arc::new(Bench::answering(200, 8, Duration::from_secs(9)).await);
+    let answers = bench.stub.answers.forget_permits(100);
+    let asking = bench.clone();
+    let asking = tokio::spawn(async move { asking.send("/v1/messages").await });
+    while bench.asked().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    bench.accounts.unread.store(1, Ordering::Relaxed);
+    bench.stub.answers.add_permits(answers);
+    assert_eq!(asking.await.expect("joined"), 200);
+    assert_eq!(*lock(&bench.accounts.after), [1]);
 }
 
 #[tokio::test]
