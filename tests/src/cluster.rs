@@ -26,6 +26,8 @@ pub use namespace::{Namespace, PodState};
 
 /// The API server makes its own certificate and stores it here.
 const CERTIFICATE: &str = "certificates/apiserver.crt";
+/// The kubeconfig with all rights.
+const ADMIN: &str = "admin.kubeconfig";
 
 /// A cluster. Its processes and data are removed when it is dropped, at the latest with the test process.
 pub struct Cluster {
@@ -43,6 +45,17 @@ struct Ports {
     api: u16,
 }
 
+/// Waits until the API server answers that it is ready, while these live.
+async fn ready(kubeconfig: &Path, servers: &mut [&mut Server]) {
+    until_ok("the API server is ready", async || {
+        servers.iter_mut().for_each(|server| server.lives());
+        let client = client(kubeconfig).await?;
+        let request = http::Request::get("/readyz").body(Vec::new())?;
+        anyhow::Ok(client.request_text(request).await?)
+    })
+    .await;
+}
+
 impl Cluster {
     /// The cluster that the tests of this process share.
     pub async fn shared() -> &'static Cluster {
@@ -58,7 +71,7 @@ impl Cluster {
         let token = uuid::Uuid::new_v4().simple().to_string();
         let tokens = format!("{token},admin,admin,system:masters\n");
         std::fs::write(folder.join("tokens.csv"), tokens).expect("a file of tokens");
-        write_kubeconfig(&folder.join("admin.kubeconfig"), &folder, ports.api, &token, "default");
+        write_kubeconfig(&folder.join(ADMIN), &folder, ports.api, &token, "default");
         let mut etcd = programs.etcd(&folder, ports.etcd);
         let mut api = programs.api_server(&folder, ports.etcd, ports.api);
         until("the API server has its certificate", async || {
@@ -67,31 +80,15 @@ impl Cluster {
             folder.join(CERTIFICATE).exists().then_some(())
         })
         .await;
+        ready(&folder.join(ADMIN), &mut [&mut etcd, &mut api]).await;
+        // It gives up where the API server is not ready ten seconds later.
         let controllers = programs.controller_manager(&folder);
-        let mut cluster = Cluster { programs, etcd, api: Some(api), controllers, ports, folder };
-        cluster.ready().await;
-        cluster
-    }
-
-    /// Waits until the API server answers that it is ready.
-    async fn ready(&mut self) {
-        let kubeconfig = self.kubeconfig();
-        let (etcd, controllers) = (&mut self.etcd, &mut self.controllers);
-        let api = self.api.as_mut().expect("an API server that was started");
-        until_ok("the API server is ready", async || {
-            etcd.lives();
-            api.lives();
-            controllers.lives();
-            let client = client(&kubeconfig).await?;
-            let request = http::Request::get("/readyz").body(Vec::new())?;
-            anyhow::Ok(client.request_text(request).await?)
-        })
-        .await;
+        Cluster { programs, etcd, api: Some(api), controllers, ports, folder }
     }
 
     /// A kubeconfig with all rights.
     pub fn kubeconfig(&self) -> PathBuf {
-        self.folder.join("admin.kubeconfig")
+        self.folder.join(ADMIN)
     }
 
     /// A client with all rights. It belongs to the test's own runtime.
@@ -118,7 +115,9 @@ impl Cluster {
     /// Starts the API server again on the same port, with its data.
     pub async fn start_api_server(&mut self) {
         self.api = Some(self.programs.api_server(&self.folder, self.ports.etcd, self.ports.api));
-        self.ready().await;
+        let kubeconfig = self.kubeconfig();
+        let api = self.api.as_mut().expect("an API server that was started");
+        ready(&kubeconfig, &mut [&mut self.etcd, api, &mut self.controllers]).await;
     }
 
     /// A kubeconfig of the same cluster for the holder of this token.

@@ -72,7 +72,7 @@ impl Programs {
 
     pub fn controller_manager(&self, folder: &Folder) -> Server {
         let mut controllers = Command::new(self.folder.join("kube-controller-manager"));
-        controllers.arg("--kubeconfig").arg(folder.join("admin.kubeconfig"));
+        controllers.arg("--kubeconfig").arg(folder.join(super::ADMIN));
         controllers
             .arg("--controllers=deployment,replicaset,replicationcontroller,statefulset")
             .arg("--leader-elect=false");

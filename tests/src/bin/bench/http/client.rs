@@ -56,7 +56,7 @@ impl Connection {
 
     /// Sends a request and reads its answer.
     pub async fn send(&mut self, request: &[u8]) -> anyhow::Result<Answer> {
-        self.stream.write_all(request).await.context("sending a request")?;
+        self.write(request).await.context("sending a request")?;
         let (head, status) = self.head().await?;
         let length = header(&head, "content-length").context("an answer without a length")?;
         let length: usize = length.parse().context("a length that is no number")?;
@@ -70,7 +70,7 @@ impl Connection {
     /// Opens a stream of events.
     pub async fn follow(&mut self, address: &str, path: &str) -> anyhow::Result<()> {
         let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n");
-        self.stream.write_all(request.as_bytes()).await.context("opening a stream")?;
+        self.write(request.as_bytes()).await.context("opening a stream")?;
         let (_, status) = self.head().await?;
         ensure!(status == 200, "{path} was answered with {status}");
         Ok(())
@@ -89,6 +89,12 @@ impl Connection {
         }
         self.read = Vec::new();
         Ok(())
+    }
+
+    async fn write(&mut self, request: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(request).await?;
+        // TLS may keep what the socket did not take at once.
+        self.stream.flush().await
     }
 
     async fn head(&mut self) -> anyhow::Result<(String, u16)> {
