@@ -16,7 +16,7 @@ pub struct Silence(Mutex<State>);
 #[derive(Default)]
 struct State {
     since: Option<Instant>,
-    /// We are looking for a line, and may have taken one from the program that nobody knows of yet.
+    /// We are looking for a line, and may hold one that is not handled yet.
     looking: bool,
 }
 
@@ -99,7 +99,7 @@ mod tests {
             assert!(line.as_mut().poll(&mut context).is_pending());
             assert!(silence.is_on(), "there was none");
         }
-        assert!(silence.is_on(), "nobody looks any more");
+        assert!(silence.is_on(), "the look is over");
         assert!(pin!(silence.until(looks(Poll::Ready(())))).poll(&mut context).is_ready());
         assert!(!silence.is_on(), "it is handled now");
         silence.begin();

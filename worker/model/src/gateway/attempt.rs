@@ -12,7 +12,6 @@ use job::Usd;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -233,13 +232,8 @@ impl Shared {
     /// Takes the first place among equal requests that has no answer yet, once what the program wrote before is durable: answers
     /// that a checkpoint covers no longer count.
     pub async fn place(self: &Arc<Shared>, hash: [u8; 32]) -> Result<Place, Refusal> {
-        let ledger = &self.attempt.ledger;
-        tokio::select! {
-            biased;
-            () = ledger.until_durable() => {}
-            () = self.ended.cancelled() => return Err(Refusal::dead_token()),
-        }
-        let covering = ledger.checkpoints().covering;
+        self.until_durable().await?;
+        let covering = self.attempt.ledger.checkpoints().covering;
         let mut state = lock(&self.state);
         let Taken { places, of_attempt: all } = state.taken.entry(hash).or_default();
         places.retain(|_, answered| answered.is_none_or(|after| after >= covering));
@@ -250,13 +244,12 @@ impl Shared {
         Ok(Place { shared: self.clone(), key: RequestKey { hash, nth }, of_attempt, answered: None })
     }
 
-    /// Waits until what the program wrote before is durable, or its attempt has ended, for this long at most.
-    pub async fn until_durable(&self, most: Duration) {
+    /// Waits until what the program wrote before is durable. Returns an error if its attempt has ended meanwhile.
+    pub async fn until_durable(&self) -> Result<(), Refusal> {
         tokio::select! {
             biased;
-            () = self.attempt.ledger.until_durable() => {}
-            () = self.ended.cancelled() => {}
-            () = sleep(most) => {}
+            () = self.attempt.ledger.until_durable() => Ok(()),
+            () = self.ended.cancelled() => Err(Refusal::dead_token()),
         }
     }
 

@@ -391,7 +391,7 @@ impl Exchange {
         let ledger = &self.attempt.attempt.ledger;
         if answer.is_some() {
             // What its program has written so far was written before it has this answer, and must not cover it.
-            self.attempt.until_durable(DURABLE_WITHIN).await;
+            let _ended_or_late = timeout(DURABLE_WITHIN, self.attempt.until_durable()).await;
         }
         let after_checkpoints = ledger.checkpoints().written;
         let settlement =

@@ -13,6 +13,7 @@ use axum::response::IntoResponse;
 use job::Usd;
 use serde_json::json;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use super::*;
 use crate::ledger::{
@@ -38,7 +39,7 @@ struct Stub {
 struct Open {
     reserve: Mutex<VecDeque<Reserve>>,
     checkpoints: Mutex<Checkpoints>,
-    /// Lines of checkpoints that nobody has read yet.
+    /// Checkpoints that are written and not read yet.
     unread: AtomicU32,
     settled: Mutex<Vec<Outcome>>,
     /// After how many checkpoints each was settled.
@@ -165,6 +166,17 @@ impl Bench {
         request.send().await.expect("an answer")
     }
 
+    /// Sends a call that the provider has and does not answer until it may: it takes as many permits as are returned.
+    async fn unanswered(self: &Arc<Bench>) -> (JoinHandle<u16>, usize) {
+        let answers = self.stub.answers.forget_permits(100);
+        let bench = self.clone();
+        let asking = tokio::spawn(async move { bench.send("/v1/messages").await });
+        while self.asked().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        (asking, answers)
+    }
+
     fn asked(&self) -> Vec<String> {
         lock(&self.stub.asked).clone()
     }
@@ -197,12 +209,7 @@ async fn a_key_that_the_provider_does_not_know_costs_nothing_and_the_program_is_
 #[tokio::test]
 async fn a_checkpoint_that_nobody_has_read_yet_covers_no_answer_that_is_on_its_way() {
     let bench = Arc::new(Bench::answering(200, 8, Duration::from_secs(9)).await);
-    let answers = bench.stub.answers.forget_permits(100);
-    let asking = bench.clone();
-    let asking = tokio::spawn(async move { asking.send("/v1/messages").await });
-    while bench.asked().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let (asking, answers) = bench.unanswered().await;
     bench.accounts.unread.store(1, Ordering::Relaxed);
     bench.stub.answers.add_permits(answers);
     assert_eq!(asking.await.expect("joined"), 200);
@@ -231,12 +238,7 @@ async fn counting_tokens_takes_a_place_and_tells_when_the_provider_has_too_much_
     assert_eq!(bench.load(), Load { limit: 4, in_flight: 0 });
 
     let bench = Arc::new(Bench::answering(200, 1, Duration::from_millis(50)).await);
-    let answers = bench.stub.answers.forget_permits(100);
-    let first = bench.clone();
-    let first = tokio::spawn(async move { first.send("/v1/messages").await });
-    while bench.asked().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let (first, answers) = bench.unanswered().await;
     // A count that has no place is no call that had no room.
     assert_eq!(bench.send(COUNT).await, 429);
     assert_eq!((bench.asked().len(), *lock(&bench.accounts.busy)), (1, 0));
