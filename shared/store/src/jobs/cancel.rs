@@ -294,11 +294,12 @@ const END_WAITING: &str = concat!(
                coalesce((delta -> 'replace_context')::boolean, false), true,
                coalesce(context_json, (delta -> 'context_window')::json), blobs, created_at
           FROM undone
+    ), goes_back AS MATERIALIZED (
+        SELECT * FROM ended WHERE $2 = 'rollback' AND folded_epoch IS NOT NULL
     ), undone_before AS (
         UPDATE harness_history h SET undone = true
-          FROM ended e
-         WHERE $2 = 'rollback' AND e.folded_epoch IS NOT NULL
-           AND h.session_id = e.session_id AND h.folded_by = e.job_id AND h.job_id = e.job_id
+          FROM goes_back e
+         WHERE h.session_id = e.session_id AND h.folded_by = e.job_id AND h.job_id = e.job_id
     ), used AS (
         SELECT session_id, sum(iterations)::bigint AS iterations, sum(cost_microusd)::bigint AS cost,
                sum(input_tokens)::bigint AS tokens_in, sum(output_tokens)::bigint AS tokens_out
@@ -317,7 +318,7 @@ const END_WAITING: &str = concat!(
                feature_progress = CASE WHEN b.job_id IS NULL THEN s.feature_progress ELSE b.before_progress END
           FROM (SELECT session_id, count(*) AS ends FROM ended GROUP BY session_id) e
           LEFT JOIN used u ON u.session_id = e.session_id
-          LEFT JOIN ended b ON b.session_id = e.session_id AND b.folded_epoch IS NOT NULL AND $2 = 'rollback'
+          LEFT JOIN goes_back b ON b.session_id = e.session_id
          WHERE s.session_id = e.session_id
     )
     SELECT job_id, session_id, message::text FROM ended"

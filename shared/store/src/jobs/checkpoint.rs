@@ -74,7 +74,9 @@ const APPEND: &str = concat!(
     as_text!(),
     " AS as_text
     ), held AS (
-        SELECT job_id, folded_epoch, folded_ordinal FROM harness_jobs
+        SELECT job_id,
+               folded_epoch IS DISTINCT FROM epoch OR ($5::int[])[array_position($2, job_id)] > folded_ordinal AS is_new
+          FROM harness_jobs
          WHERE job_id = ANY($2) AND session_id = ($3::text[])[array_position($2, job_id)]
            AND epoch = ($4::bigint[])[array_position($2, job_id)] AND worker_id IS NOT DISTINCT FROM $1
          ORDER BY job_id FOR SHARE
@@ -86,8 +88,8 @@ const APPEND: &str = concat!(
                CASE WHEN as_text OR entries IS NULL THEN delta::jsonb
                     ELSE delta::jsonb || jsonb_build_object('context_window', entries::jsonb) END,
                CASE WHEN as_text THEN entries::json END, blobs::bytea[]
-          FROM incoming JOIN held USING (job_id) CROSS JOIN form
-         WHERE folded_epoch IS DISTINCT FROM epoch OR ordinal > folded_ordinal
+          FROM incoming CROSS JOIN form
+         WHERE (job_id IN (SELECT job_id FROM held WHERE is_new)) IS TRUE
         ON CONFLICT DO NOTHING
     )
     SELECT job_id FROM held"

@@ -1,6 +1,6 @@
 //! Whose turn it is: finds the lines of a pool, and admits the next jobs of some.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
@@ -133,11 +133,11 @@ const ADMIT: &str = concat!(
     ), admitted AS (
         UPDATE harness_jobs SET state = 'publishing', state_since = now()
          WHERE job_id = ANY(ARRAY(SELECT job_id FROM standing WHERE free))
-        RETURNING job_id, message::text
+        RETURNING job_id, session_id, message::text
     )
-    SELECT s.job_id, s.session_id, s.turn, s.seq, (extract(epoch FROM now() - s.state_since) * 1000000)::bigint, a.message
-      FROM standing s LEFT JOIN admitted a ON a.job_id = s.job_id
-     ORDER BY s.turn, s.seq"
+    SELECT job_id, session_id, turn, seq, (extract(epoch FROM now() - state_since) * 1000000)::bigint, NULL FROM standing
+     UNION ALL
+    SELECT job_id, session_id, NULL, NULL, NULL, message FROM admitted"
 );
 
 /// Under their sessions' locks: what has another job of its session before it waits for that one's end. So do others of
@@ -247,19 +247,22 @@ impl Store {
         let [lanes, tenants, lines, behind] = columns.params();
         let more: [&(dyn ToSql + Sync); 6] = [&pool.as_str(), lanes, tenants, lines, behind, &most];
         let rows = under(&self.pool, leadership, "admit", ADMIT, &more).await?;
-        let is_admitted = |row: &&Row| row.get::<_, Option<&str>>(5).is_some();
-        self.changes
-            .note(|| rows.iter().filter(is_admitted).map(|row| read_change(row, JobState::Publishing)));
+        let (messages, mut looked_at): (Vec<Row>, Vec<Row>) =
+            rows.into_iter().partition(|row| row.get::<_, Option<&str>>(5).is_some());
+        self.changes.note(|| messages.iter().map(|row| read_change(row, JobState::Publishing)));
+        let mut messages: HashMap<JobId, String> =
+            messages.iter().map(|row| (read_job_id(row, 0), row.get(5))).collect();
+        looked_at.sort_by_key(|row| (row.get::<_, i64>(2), row.get::<_, i64>(3)));
         let mut admitted = Admitted::default();
-        for row in &rows {
-            let message: Option<String> = row.get(5);
+        for row in &looked_at {
+            let job_id = read_job_id(row, 0);
+            let message = messages.remove(&job_id);
             admitted.looked_at.push(AdmittedJob {
                 line: usize::try_from(row.get::<_, i64>(2) - 1).unwrap_or(0),
                 seq: row.get(3),
                 waited: Duration::from_micros(row.get::<_, i64>(4).max(0).unsigned_abs()),
                 admitted: message.is_some(),
             });
-            let job_id = read_job_id(row, 0);
             match message {
                 Some(message) => admitted.due.push(DueJob { job_id, pool: pool.clone(), message }),
                 None => {

@@ -110,6 +110,10 @@ impl Form {
     /// A limit is decided only on an account that this transaction has locked: `xmax` is who has locked a row. An account that
     /// was opened since the locks is not open for this transaction. Where an account that counts is not open, no call is
     /// held. A call that is there already is not inserted again.
+    ///
+    /// 64 calls count in some 600 accounts. Our sessions join by loops alone, which would compare each with each. So what a call
+    /// brings is read from the arrays by its turn, and membership is written `(… IN (SELECT …)) IS TRUE`: a plain IN becomes
+    /// such a join, and this a look into a hash table.
     fn statement(self) -> String {
         let Form { given, rates, several } = self;
         let accounts = accounts!();
@@ -157,12 +161,23 @@ impl Form {
         } else {
             ("", "", "false", "")
         };
-        let moved = if several {
-            "c.key, sum(c.reserved), max(coalesce(c.max, 9223372036854775807))
-              FROM inserted i JOIN counted c ON c.call_id = i.call_id GROUP BY c.key"
+        let (held, together) = if several {
+            ("sum(c.reserved), max(coalesce(c.max, 9223372036854775807))", "GROUP BY c.key")
         } else {
-            "c.key, c.reserved, coalesce(c.max, 9223372036854775807)
-              FROM inserted i JOIN counted c ON c.call_id = i.call_id"
+            ("c.reserved, coalesce(c.max, 9223372036854775807)", "")
+        };
+        let (opened, open, refusing, refusals) = if several {
+            (
+                ", opened AS MATERIALIZED (SELECT * FROM used WHERE key IS NOT NULL)",
+                "opened",
+                ", refusing AS MATERIALIZED (
+                    SELECT * FROM counted c
+                     WHERE c.max IS NOT NULL AND (c.call_id IN (SELECT call_id FROM inserted)) IS NOT TRUE
+                )",
+                "refusing",
+            )
+        } else {
+            ("", "used", "", "counted")
         };
         let rated = if rates { rate_ctes(several) } else { String::new() };
         let taken = if rates { take(several) } else { String::new() };
@@ -207,32 +222,33 @@ impl Form {
                 SELECT t.*, t.alive AND NOT t.only_look AND NOT t.is_stored {has_none}
                             AND NOT EXISTS (SELECT FROM used WHERE is_closed) AS runs
                   FROM came t
-            ), counted AS MATERIALIZED (
+            ){opened}, counted AS MATERIALIZED (
                 SELECT c.*, c.max IS NOT NULL AND (c.shut OR c.spent + c.held + c.reserved > c.max) AS is_full
-                  FROM (SELECT a.turn, a.call_id, a.reserved, u.n, u.key, u.scope, u.spent, u.held, u.shut,
-                               least(p.named, u.budget) AS max
+                  FROM (SELECT p.turn, ($6::uuid[])[p.turn] AS call_id, ($15::bigint[])[p.turn] AS reserved,
+                               u.n, u.key, u.scope, u.spent, u.held, u.shut, least(p.named, u.budget) AS max
                           FROM unnest($18::int[], $19::int[], $20::bigint[]) AS p(turn, n, named)
-                          JOIN asked a ON a.turn = p.turn JOIN used u ON u.n = p.n
-                         WHERE a.runs AND u.key IS NOT NULL) c
+                          JOIN {open} u ON u.n = p.n
+                         WHERE (p.turn IN (SELECT turn FROM asked WHERE runs)) IS TRUE AND u.key IS NOT NULL) c
             ){crowded}{rated}, inserted AS (
                 INSERT INTO harness_calls ({columns}, on_session, on_job{rate_column})
                 SELECT {values},
-                       EXISTS (SELECT FROM counted c WHERE c.turn = a.turn AND c.scope = 'session'),
-                       EXISTS (SELECT FROM counted c WHERE c.turn = a.turn AND c.scope = 'job'){rate_value}
+                       a.turn IN (SELECT turn FROM counted WHERE scope = 'session'),
+                       a.turn IN (SELECT turn FROM counted WHERE scope = 'job'){rate_value}
                   FROM asked a
                  WHERE a.runs AND a.turn NOT IN (SELECT turn FROM counted WHERE is_full) {not_crowded} {not_hindered}
                  {in_order}
                 ON CONFLICT DO NOTHING RETURNING call_id
             ), moved AS (
                 INSERT INTO harness_account_moves (key, held_microusd, bound_microusd)
-                SELECT {moved}
-            ){taken}
+                SELECT c.key, {held} FROM counted c
+                 WHERE (c.call_id IN (SELECT call_id FROM inserted)) IS TRUE {together}
+            ){taken}{refusing}
             SELECT a.call_id, i.call_id IS NOT NULL, a.alive, a.is_stored, EXISTS (SELECT FROM used WHERE is_closed),
                    {is_crowded}, {is_hindered}, c.key, c.max, c.is_full, c.shut OR c.spent + c.reserved > c.max, c.shut,
                    greatest(c.max - c.spent, 0)::bigint, greatest(c.max - c.spent - c.held, 0)::bigint, {answer}
               FROM asked a
               LEFT JOIN inserted i ON i.call_id = a.call_id
-              LEFT JOIN counted c ON c.turn = a.turn AND c.max IS NOT NULL AND i.call_id IS NULL
+              LEFT JOIN {refusals} c ON c.turn = a.turn AND c.max IS NOT NULL AND i.call_id IS NULL
               {answered_from}"
         )
     }
@@ -280,10 +296,10 @@ fn rate_ctes(several: bool) -> String {
     };
     format!(
         ", {levels}, rated AS MATERIALIZED (
-            SELECT p.turn, a.call_id, p.amount, p.as_produced, r.*, {before} AS before
+            SELECT p.turn, ($6::uuid[])[p.turn] AS call_id, p.amount, p.as_produced, r.*, {before} AS before
               FROM unnest($27::int[], $28::int[], $29::bigint[], $30::bool[]) AS p(turn, n, amount, as_produced)
-              JOIN rates r ON r.n = p.n JOIN asked a ON a.turn = p.turn
-             WHERE a.runs
+              JOIN rates r ON r.n = p.n
+             WHERE (p.turn IN (SELECT turn FROM asked WHERE runs)) IS TRUE
         ), hindered AS MATERIALIZED (
             SELECT r.turn FROM rated r WHERE {is_over}
             UNION ALL
@@ -302,8 +318,8 @@ fn take(several: bool) -> String {
         ", taken AS (
             INSERT INTO harness_provider_moves (account, counts_until, amount)
             SELECT r.account, CASE WHEN r.as_produced THEN {held_until} ELSE {counts_until} END, {amount}
-              FROM inserted i JOIN rated r ON r.call_id = i.call_id
-             WHERE r.amount > 0 {together}
+              FROM rated r
+             WHERE r.amount > 0 AND (r.call_id IN (SELECT call_id FROM inserted)) IS TRUE {together}
         )"
     )
 }
