@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use futures::future::select_all;
 use job::{Name, Trouble};
 use prometheus::{Histogram, register_histogram};
 use queue::BrokerStatus;
@@ -112,6 +113,8 @@ struct Given {
     admitting: Duration,
     /// Whether jobs may be left in a pool of which the last note says that none wait.
     is_news: bool,
+    /// Whether a pool that may have more had no turns, because as much is on its way to the broker as may be.
+    is_full: bool,
 }
 
 /// What the turns of a look are given by.
@@ -168,14 +171,19 @@ impl Admitter {
         let noted = self.note(dispatch, leadership, &facts, &idle, is_news).await;
         note(&noted, &mut self.unnoted, "what waits in line cannot be written down");
         let given = given?;
-        Ok(match given.may_have_more {
+        let rest = match given.may_have_more {
             _ if facts.pools.is_empty() => IDLE,
             true => Duration::ZERO,
             false => {
                 let took = took.saturating_sub(given.admitting);
                 (took * REST).clamp(SHORTEST_PAUSE, LONGEST_REST.max(took * SLOW_REST))
             }
-        })
+        };
+        if !given.is_full {
+            return Ok(rest);
+        }
+        let _ = timeout(rest, self.one_sent()).await;
+        Ok(Duration::ZERO)
     }
 
     /// Reads what is in flight: now and then all messages, else those from the oldest of the last look. Returns whether all were
@@ -209,6 +217,15 @@ impl Admitter {
         Ok(unknown.into_iter().filter(|pool| !with_lines.contains(pool)).collect())
     }
 
+    /// Waits until something that was on its way to the broker has arrived there.
+    async fn one_sent(&mut self) {
+        let sending: Vec<_> = self.pools.values_mut().flat_map(LineView::sending).collect();
+        if sending.iter().all(|sending| !sending.is_finished()) && !sending.is_empty() {
+            // It logs what goes wrong.
+            let _ = select_all(sending).await;
+        }
+    }
+
     /// Waits until nothing is on its way to the broker.
     async fn sent(&mut self) {
         for view in self.pools.values_mut() {
@@ -239,7 +256,11 @@ impl Admitter {
         self.first = first + 1;
         for pool in pools {
             let view = self.pools.entry(pool.clone()).or_default();
-            if stop.is_cancelled() || view.is_sending() || view.rests() || idle.contains(&pool) {
+            if stop.is_cancelled() || view.rests() || idle.contains(&pool) {
+                continue;
+            }
+            if view.is_sending() {
+                all.is_full |= view.may_have_more();
                 continue;
             }
             let mut admitted = Admitted::default();
@@ -248,7 +269,7 @@ impl Admitter {
             view.send(dispatch, admitted);
             match given {
                 Ok(given) => {
-                    view.works();
+                    view.works(given.may_have_more);
                     all.may_have_more |= given.may_have_more;
                     all.admitting += given.admitting;
                     all.is_news |= given.is_news;

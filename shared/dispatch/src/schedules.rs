@@ -26,9 +26,11 @@ use crate::tick::pause_after;
 const EVERY: Duration = Duration::from_millis(250);
 /// The pause where more is due than one look takes.
 const SHORT: Duration = Duration::from_millis(10);
-/// Schedules of one look, and instants of each that fire.
+/// Schedules of one look, instants of each that fire, and instants of all. The statement compares each instant with each schedule, and
+/// has two seconds.
 const SCHEDULES: i64 = 200;
 const FIRINGS: usize = 50;
+const MOST_FIRINGS: usize = 1_000;
 /// Bytes of the jobs that one look writes; one job may go beyond.
 const MOST_BYTES: u64 = 4 << 20;
 /// When a schedule is looked at again that could not be fired. It is in time for its instant then, too.
@@ -126,14 +128,16 @@ async fn fire_each_alone(
 
 /// Decides about the first ones of these, until they fire as much as one look may write.
 fn decide_within_bounds(due: &[DueSchedule]) -> Vec<MovedSchedule> {
-    let (mut moved, mut room) = (Vec::new(), MOST_BYTES);
+    let (mut moved, mut room, mut firings) = (Vec::new(), MOST_BYTES, MOST_FIRINGS);
     for due in due {
         let fit = usize::try_from(room / due.bytes.max(1)).unwrap_or(FIRINGS);
-        let most = if moved.is_empty() { fit.max(1) } else { fit };
+        let fit = if moved.is_empty() { fit.max(1) } else { fit };
+        let most = fit.min(FIRINGS).min(firings);
         if most == 0 {
             break;
         }
-        let decided = decide(due, most.min(FIRINGS));
+        let decided = decide(due, most);
+        firings -= decided.jobs.len();
         room = room.saturating_sub(due.bytes * decided.jobs.len() as u64);
         moved.push(decided);
     }
@@ -175,4 +179,40 @@ fn plan(due: &DueSchedule) -> Result<Plan, Wrong> {
         catch_up: &due.catch_up,
         within_ms: due.within_ms,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_look_fires_a_bounded_number_of_instants_and_leaves_the_other_schedules_to_the_next() {
+        const MINUTE: u64 = 60_000;
+        let now_ms = 1_800_000_000_000;
+        // As if nobody had led for an hour.
+        let next = Instant { at_ms: now_ms - 60 * MINUTE, due_ms: now_ms - 60 * MINUTE };
+        let due = |number: u128| DueSchedule {
+            id: Uuid::from_u128(number),
+            version: 1,
+            tenant: "default".to_owned(),
+            name: format!("s-{number}"),
+            cron: Some("* * * * *".to_owned()),
+            at: None,
+            zone: "UTC".to_owned(),
+            jitter_ms: 0,
+            catch_up: "all".to_owned(),
+            within_ms: 600 * MINUTE,
+            overlap: "enqueue".to_owned(),
+            next,
+            closed: false,
+            bytes: 20,
+            now_ms,
+        };
+        let all: Vec<DueSchedule> = (0..SCHEDULES as u128).map(due).collect();
+        let moved = decide_within_bounds(&all);
+        assert_eq!(moved.len(), MOST_FIRINGS / FIRINGS);
+        assert!(moved.iter().all(|moved| moved.jobs.len() == FIRINGS));
+    }
 }

@@ -49,6 +49,8 @@ pub(super) struct LineView {
     counted: Option<LineId>,
     /// What was admitted is on its way to the broker.
     sending: Vec<JoinHandle<()>>,
+    /// Whether there may have been more, when turns were given last, than a transaction takes.
+    may_have_more: bool,
     /// Jobs that came before their turn in their session are being blocked.
     blocking: Option<JoinHandle<()>>,
     /// Whether the last note says that jobs wait here.
@@ -140,9 +142,14 @@ impl LineView {
         self.sending.push(sending);
     }
 
+    /// What is on its way.
+    pub(super) fn sending(&mut self) -> impl Iterator<Item = &mut JoinHandle<()>> {
+        self.sending.iter_mut()
+    }
+
     /// Waits until nothing is on its way.
     pub(super) async fn sent(&mut self) {
-        for sending in self.sending.drain(..) {
+        for sending in self.sending.drain(..).filter(|sending| !sending.is_finished()) {
             // It logs what goes wrong.
             let _ = sending.await;
         }
@@ -167,8 +174,14 @@ impl LineView {
         Ok(())
     }
 
-    /// Notes that the statements of this pool work.
-    pub(super) fn works(&mut self) {
+    /// Whether more would be admitted at once if less were on its way.
+    pub(super) fn may_have_more(&self) -> bool {
+        self.may_have_more
+    }
+
+    /// Notes that the statements of this pool work, and whether there may be more than a transaction takes.
+    pub(super) fn works(&mut self, may_have_more: bool) {
+        self.may_have_more = may_have_more;
         self.rests_until = None;
         self.trouble.ends();
     }

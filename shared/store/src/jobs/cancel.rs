@@ -299,7 +299,7 @@ const END_WAITING: &str = concat!(
     ), undone_before AS (
         UPDATE harness_history h SET undone = true
           FROM goes_back e
-         WHERE h.session_id = e.session_id AND h.folded_by = e.job_id AND h.job_id = e.job_id
+         WHERE $2 = 'rollback' AND h.session_id = e.session_id AND h.folded_by = e.job_id AND h.job_id = e.job_id
     ), used AS (
         SELECT session_id, sum(iterations)::bigint AS iterations, sum(cost_microusd)::bigint AS cost,
                sum(input_tokens)::bigint AS tokens_in, sum(output_tokens)::bigint AS tokens_out

@@ -90,6 +90,7 @@ const APPEND: &str = concat!(
                CASE WHEN as_text THEN entries::json END, blobs::bytea[]
           FROM incoming CROSS JOIN form
          WHERE (job_id IN (SELECT job_id FROM held WHERE is_new)) IS TRUE
+         ORDER BY job_id
         ON CONFLICT DO NOTHING
     )
     SELECT job_id FROM held"

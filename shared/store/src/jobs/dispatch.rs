@@ -32,8 +32,8 @@ impl DueJob {
     }
 }
 
-/// What is due for the first time gets its place in its session, in the order of due times. Where the pool has a line, it
-/// waits there; a job that has begun does so before all others.
+/// What is due for the first time gets its place in its session, in the order of due times (`width_bucket` finds a job by
+/// halves in a sorted array). Where the pool has a line, it waits there; a job that has begun does so before all others.
 const TAKE_DUE: &str = concat!(
     "
     WITH due AS MATERIALIZED (
@@ -44,6 +44,8 @@ const TAKE_DUE: &str = concat!(
           FROM (SELECT job_id FROM due WHERE seq = ",
     no_place!(),
     " ORDER BY due_at, job_id) first
+    ), places AS MATERIALIZED (
+        SELECT array_agg(job_id ORDER BY job_id) AS jobs, array_agg(place ORDER BY job_id) AS places FROM placed
     )
     UPDATE harness_jobs j SET state_since = now(),
            state = CASE WHEN ",
@@ -52,7 +54,7 @@ const TAKE_DUE: &str = concat!(
            lane = CASE WHEN epoch > 0 THEN 0 ELSE lane END,
            seq = CASE WHEN seq = ",
     no_place!(),
-    " THEN (SELECT place FROM placed p WHERE p.job_id = j.job_id) ELSE seq END
+    " THEN (SELECT places[width_bucket(j.job_id, jobs)] FROM places) ELSE seq END
      WHERE job_id = ANY(ARRAY(SELECT job_id FROM due))
     RETURNING job_id, session_id, pool, CASE WHEN state = 'publishing' THEN message::text END, state"
 );

@@ -104,16 +104,18 @@ pub(super) struct Accounts {
     pub always: Vec<bool>,
     /// The lowest limit that any call of the batch names.
     pub named: Vec<Option<i64>>,
-    /// Which call counts in which account, both from 1, and which limit it names.
+    /// The calls that count in the accounts, from 1, those of an account together; and which limit each names there.
     pub calls: Vec<i32>,
-    pub of: Vec<i32>,
     pub limits: Vec<Option<i64>>,
+    /// Where those of each account end, behind a 0.
+    pub ends: Vec<i32>,
 }
 
 impl Accounts {
     pub fn of<'a>(calls: impl Iterator<Item = &'a NewCall>) -> Accounts {
         let mut accounts = Accounts::default();
         let mut places = std::collections::HashMap::new();
+        let mut calls_of: Vec<Vec<(i32, Option<i64>)>> = Vec::new();
         for (turn, call) in (1..).zip(calls) {
             for (scope, period, name) in call.accounts() {
                 let named = call.limits.iter().filter(|it| it.scope == scope && it.period == period);
@@ -124,14 +126,20 @@ impl Accounts {
                     accounts.names.push(name);
                     accounts.always.push(scope.is_always_open());
                     accounts.named.push(None);
+                    calls_of.push(Vec::new());
                     accounts.scopes.len()
                 });
                 let lowest = &mut accounts.named[place - 1];
                 *lowest = (*lowest).into_iter().chain(named).min();
-                accounts.calls.push(turn);
-                accounts.of.push(place as i32);
-                accounts.limits.push(named);
+                calls_of[place - 1].push((turn, named));
             }
+        }
+        accounts.ends.push(0);
+        for calls in calls_of {
+            let (calls, limits): (Vec<i32>, Vec<Option<i64>>) = calls.into_iter().unzip();
+            accounts.calls.extend(calls);
+            accounts.limits.extend(limits);
+            accounts.ends.push(accounts.calls.len() as i32);
         }
         accounts
     }

@@ -111,9 +111,9 @@ impl Form {
     /// was opened since the locks is not open for this transaction. Where an account that counts is not open, no call is
     /// held. A call that is there already is not inserted again.
     ///
-    /// 64 calls count in some 600 accounts. Our sessions join by loops alone, which would compare each with each. So what a call
-    /// brings is read from the arrays by its turn, and membership is written `(… IN (SELECT …)) IS TRUE`: a plain IN becomes
-    /// such a join, and this a look into a hash table.
+    /// 64 calls have 640 places in accounts. Our sessions join by loops alone, which would compare each place with each call and each
+    /// account. So an account's places lie together in the arrays, what a call brings is read from them by its turn, and
+    /// membership is written `(… IN (SELECT …)) IS TRUE`: in a WHERE, a plain IN becomes such a join, and this a look into a hash table.
     fn statement(self) -> String {
         let Form { given, rates, several } = self;
         let accounts = accounts!();
@@ -166,10 +166,8 @@ impl Form {
         } else {
             ("c.reserved, coalesce(c.max, 9223372036854775807)", "")
         };
-        let (opened, open, refusing, refusals) = if several {
+        let (refusing, refusals) = if several {
             (
-                ", opened AS MATERIALIZED (SELECT * FROM used WHERE key IS NOT NULL)",
-                "opened",
                 ", refusing AS MATERIALIZED (
                     SELECT * FROM counted c
                      WHERE c.max IS NOT NULL AND (c.call_id IN (SELECT call_id FROM inserted)) IS NOT TRUE
@@ -177,7 +175,7 @@ impl Form {
                 "refusing",
             )
         } else {
-            ("", "used", "", "counted")
+            ("", "counted")
         };
         let rated = if rates { rate_ctes(several) } else { String::new() };
         let taken = if rates { take(several) } else { String::new() };
@@ -222,13 +220,15 @@ impl Form {
                 SELECT t.*, t.alive AND NOT t.only_look AND NOT t.is_stored {has_none}
                             AND NOT EXISTS (SELECT FROM used WHERE is_closed) AS runs
                   FROM came t
-            ){opened}, counted AS MATERIALIZED (
+            ), counted AS MATERIALIZED (
                 SELECT c.*, c.max IS NOT NULL AND (c.shut OR c.spent + c.held + c.reserved > c.max) AS is_full
                   FROM (SELECT p.turn, ($6::uuid[])[p.turn] AS call_id, ($15::bigint[])[p.turn] AS reserved,
                                u.n, u.key, u.scope, u.spent, u.held, u.shut, least(p.named, u.budget) AS max
-                          FROM unnest($18::int[], $19::int[], $20::bigint[]) AS p(turn, n, named)
-                          JOIN {open} u ON u.n = p.n
-                         WHERE (p.turn IN (SELECT turn FROM asked WHERE runs)) IS TRUE AND u.key IS NOT NULL) c
+                          FROM used u
+                         CROSS JOIN LATERAL unnest(($18::int[])[($19::int[])[u.n] + 1 : ($19::int[])[u.n + 1]],
+                                                   ($20::bigint[])[($19::int[])[u.n] + 1 : ($19::int[])[u.n + 1]])
+                                            AS p(turn, named)
+                         WHERE u.key IS NOT NULL AND (p.turn IN (SELECT turn FROM asked WHERE runs)) IS TRUE) c
             ){crowded}{rated}, inserted AS (
                 INSERT INTO harness_calls ({columns}, on_session, on_job{rate_column})
                 SELECT {values},

@@ -249,7 +249,7 @@ async fn transact(
     let (accounts, columns) = (Accounts::of(batched.iter().copied()), Columns::of(batched.iter().copied()));
     let (lookups, takes) = (Lookups::of(batch), Takes::of(&batched));
     let form = Form { given, rates: takes.is_some(), several: batch.len() > 1 };
-    let Accounts { scopes, periods, names, always, named, calls, of, limits } = &accounts;
+    let Accounts { scopes, periods, names, always, named, calls, limits, ends } = &accounts;
     let of_accounts: [Param<'_>; 5] = [scopes, periods, names, always, named];
     let of_rates: Option<[Param<'_>; 2]> =
         takes.as_ref().map(|takes| [&takes.accounts as Param<'_>, &takes.limits]);
@@ -259,7 +259,7 @@ async fn transact(
     of_locks.extend(of_rates.iter().map(|[accounts, _]| *accounts));
     let mut params = of_accounts.to_vec();
     params.extend(columns.params());
-    params.extend([calls as Param<'_>, of, limits]);
+    params.extend([calls as Param<'_>, ends, limits]);
     let Lookups { after_checkpoints, keys, max_ages_s, only } = &lookups;
     params.extend([after_checkpoints as Param<'_>, keys, max_ages_s, only]);
     params.extend(takes.iter().flat_map(Takes::params));
