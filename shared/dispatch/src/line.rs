@@ -182,7 +182,7 @@ impl Admitter {
         if !given.is_full {
             return Ok(rest);
         }
-        let _ = timeout(rest, self.one_sent()).await;
+        let _ = stop.run_until_cancelled(timeout(rest, self.one_sent())).await;
         Ok(Duration::ZERO)
     }
 
@@ -217,10 +217,10 @@ impl Admitter {
         Ok(unknown.into_iter().filter(|pool| !with_lines.contains(pool)).collect())
     }
 
-    /// Waits until something that was on its way to the broker has arrived there.
+    /// Waits until a pool that had no turns, because as much is on its way to the broker as may be, may have some again.
     async fn one_sent(&mut self) {
-        let sending: Vec<_> = self.pools.values_mut().flat_map(LineView::sending).collect();
-        if sending.iter().all(|sending| !sending.is_finished()) && !sending.is_empty() {
+        let sending: Vec<_> = self.pools.values_mut().flat_map(LineView::in_the_way).collect();
+        if !sending.is_empty() {
             // It logs what goes wrong.
             let _ = select_all(sending).await;
         }

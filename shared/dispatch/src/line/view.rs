@@ -142,9 +142,10 @@ impl LineView {
         self.sending.push(sending);
     }
 
-    /// What is on its way.
-    pub(super) fn sending(&mut self) -> impl Iterator<Item = &mut JoinHandle<()>> {
-        self.sending.iter_mut()
+    /// What is on its way, if more would be admitted at once without it.
+    pub(super) fn in_the_way(&mut self) -> impl Iterator<Item = &mut JoinHandle<()>> {
+        let is_full = self.is_sending() && self.may_have_more;
+        self.sending.iter_mut().filter(move |_| is_full)
     }
 
     /// Waits until nothing is on its way.
