@@ -77,14 +77,23 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
 }
 
 /// As `until`, but an error says what was seen instead; the last one is reported if the deadline passes.
-pub async fn until_ok<T, E: Debug>(what: &str, mut look: impl AsyncFnMut() -> Result<T, E>) -> T {
-    let deadline = Instant::now() + TIMEOUT;
+pub async fn until_ok<T, E: Debug>(what: &str, look: impl AsyncFnMut() -> Result<T, E>) -> T {
+    until_ok_within(TIMEOUT, what, look).await
+}
+
+/// As `until_ok`, for what takes longer than [`TIMEOUT`] on a busy machine.
+pub async fn until_ok_within<T, E: Debug>(
+    most: Duration,
+    what: &str,
+    mut look: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let deadline = Instant::now() + most;
     loop {
         let meanwhile = match look().await {
             Ok(seen) => return seen,
             Err(meanwhile) => meanwhile,
         };
-        assert!(Instant::now() < deadline, "not within {} s: {what}: {meanwhile:?}", TIMEOUT.as_secs());
+        assert!(Instant::now() < deadline, "not within {} s: {what}: {meanwhile:?}", most.as_secs());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

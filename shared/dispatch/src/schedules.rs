@@ -191,7 +191,7 @@ mod tests {
     fn a_look_fires_a_bounded_number_of_instants_and_leaves_the_other_schedules_to_the_next() {
         const MINUTE: u64 = 60_000;
         let now_ms = 1_800_000_000_000;
-        // As if nobody had led for an hour.
+        // Each has missed an hour of its minutes.
         let next = Instant { at_ms: now_ms - 60 * MINUTE, due_ms: now_ms - 60 * MINUTE };
         let due = |number: u128| DueSchedule {
             id: Uuid::from_u128(number),

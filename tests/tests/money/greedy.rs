@@ -6,8 +6,8 @@ use std::time::Duration;
 use job::JobSpec;
 use serde_json::{Value, json};
 use tests::provider::{Fault, PROVIDER_KEY, Provider};
-use tests::{Fleet, Launch, job, until};
-use tokio::time::{Instant, sleep};
+use tests::{Fleet, Launch, job, until, until_ok_within};
+use tokio::time::sleep;
 
 /// Asks a model for as long as it gets answers. Its input is what all its requests have.
 const GREEDY: &str = r#"#!/usr/bin/env python3
@@ -108,15 +108,11 @@ async fn two_hundred_greedy_jobs_stay_within_a_dollar_through_kills_cancels_and_
             until("more of the budget is used", async || counted().await.then_some(())).await;
         }
         // They end when all of it is used. A rescued job waits behind all the others.
-        let began = Instant::now();
-        loop {
+        until_ok_within(ALL_END_WITHIN, "all jobs have ended", async || {
             let ended = fleet.database.count("SELECT count(*) FROM harness_results").await as usize;
-            if ended == JOBS {
-                return;
-            }
-            assert!(began.elapsed() < ALL_END_WITHIN, "{ended} of {JOBS} have ended");
-            sleep(Duration::from_millis(100)).await;
-        }
+            if ended == JOBS { Ok(()) } else { Err(ended) }
+        })
+        .await;
     };
     tokio::select! {
         () = watch => unreachable!("it has no end"),

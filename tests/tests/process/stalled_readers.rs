@@ -127,12 +127,12 @@ async fn a_bulk_whose_reader_stalls_ends_after_a_signal_with_its_summary() {
 #[tokio::test]
 async fn a_slow_reader_of_ids_slows_a_bulk_and_loses_none() {
     let fleet = Fleet::new().await;
-    let (child, ids) = holding_up(&fleet, 2_000).await;
+    let (child, ids) = holding_up(&fleet, 4_000).await;
     let read = move || printed(ids).collect::<HashSet<JobId>>();
     let ids = tokio::task::spawn_blocking(read).await.expect("a thread");
     let (code, said) = ended(child).await;
-    assert!(code == 0 && said.contains("2000 jobs accepted"), "{code}: {said}");
-    assert_eq!(ids.len(), 2_000);
+    assert!(code == 0 && said.contains("4000 jobs accepted"), "{code}: {said}");
+    assert_eq!(ids.len(), 4_000);
 }
 
 #[tokio::test]

@@ -148,7 +148,7 @@ impl LineView {
         self.sending.iter_mut().filter(move |_| is_full)
     }
 
-    /// Waits until nothing is on its way.
+    /// Waits until nothing is on its way. What has been waited for before must not be polled again.
     pub(super) async fn sent(&mut self) {
         for sending in self.sending.drain(..).filter(|sending| !sending.is_finished()) {
             // It logs what goes wrong.

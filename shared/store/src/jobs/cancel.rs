@@ -243,6 +243,7 @@ const LOG_FORESTALLED: &str = jobs_logged!(
 ///
 /// A rollback moves the job's checkpoints to the history, as undone, and leaves the session what they have used: as its
 /// worker does if the job runs. If the session was folded within the job's run, it gets the state before the job again.
+/// The update of the history asks for the reason itself: so Postgres reads nothing of it for any other.
 const END_WAITING: &str = concat!(
     "
     WITH waiting AS (

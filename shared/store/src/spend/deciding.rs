@@ -172,10 +172,10 @@ impl Form {
                     SELECT * FROM counted c
                      WHERE c.max IS NOT NULL AND (c.call_id IN (SELECT call_id FROM inserted)) IS NOT TRUE
                 )",
-                "refusing",
+                "refusing c ON c.turn = a.turn",
             )
         } else {
-            ("", "counted")
+            ("", "counted c ON c.turn = a.turn AND c.max IS NOT NULL AND i.call_id IS NULL")
         };
         let rated = if rates { rate_ctes(several) } else { String::new() };
         let taken = if rates { take(several) } else { String::new() };
@@ -248,7 +248,7 @@ impl Form {
                    greatest(c.max - c.spent, 0)::bigint, greatest(c.max - c.spent - c.held, 0)::bigint, {answer}
               FROM asked a
               LEFT JOIN inserted i ON i.call_id = a.call_id
-              LEFT JOIN {refusals} c ON c.turn = a.turn AND c.max IS NOT NULL AND i.call_id IS NULL
+              LEFT JOIN {refusals}
               {answered_from}"
         )
     }
