@@ -22,9 +22,10 @@ mod metrics;
 use std::sync::Arc;
 use std::time::Duration;
 
-use harness::{IsDurable, Meter, Usage};
+use harness::{IsDurable, Meter, Offer, Usage};
 use job::{Failure, FailureCode};
 use model::{Attempt as Opening, Gateway, Opened};
+use tokio::sync::oneshot;
 use tracing::warn;
 
 pub use accounts::{Accounts, Limit, Total};
@@ -170,6 +171,10 @@ impl Meter for Calls {
 
     fn follow(&self, is_durable: IsDurable) {
         self.ledger.follow(is_durable);
+    }
+
+    fn offers(&self, call: u64) -> Option<oneshot::Receiver<Offer>> {
+        Some(self.ledger.offers().expect(call))
     }
 }
 

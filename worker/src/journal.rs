@@ -19,6 +19,8 @@ use crate::metrics::METRICS;
 use crate::parts;
 use crate::streaming::Streaming;
 
+const WRITING: &str = "writing a checkpoint";
+
 /// The journal of one run, kept in the ledger.
 pub struct Journal {
     store: Store,
@@ -29,14 +31,29 @@ pub struct Journal {
     ordinal: AtomicI32,
     /// How many checkpoints were written with the last one that changed the session.
     covering: AtomicI32,
-    /// A checkpoint that was sent and has not been answered.
-    unanswered: Mutex<Option<(CheckpointRow, Delta)>>,
+    unanswered: Mutex<Unanswered>,
     last: Mutex<(Instant, SystemTime)>,
     /// How long a checkpoint that was too much for Postgres is retried.
     timeout: Duration,
     /// The run's place in its trace.
     place: Option<Place>,
     streaming: Arc<Streaming>,
+}
+
+#[derive(Default)]
+struct Unanswered {
+    /// A checkpoint that was sent and has not been answered.
+    last: Option<(CheckpointRow, Delta)>,
+    /// Whether the run has ended. Then the settlement of a call writes none any more.
+    has_ended: bool,
+}
+
+/// Why a checkpoint is not written.
+pub enum NotWritten {
+    /// The run must stop.
+    Stopped(Stop),
+    /// The process ends, and whether it was written is not known.
+    ProcessEnds,
 }
 
 impl Journal {
@@ -49,7 +66,7 @@ impl Journal {
             memory: attempt.worker.memory.clone(),
             ordinal: AtomicI32::new(0),
             covering: AtomicI32::new(0),
-            unanswered: Mutex::new(None),
+            unanswered: Mutex::default(),
             last: Mutex::new((Instant::now(), SystemTime::now())),
             timeout: attempt.worker.lease.duration(),
             place,
@@ -57,30 +74,31 @@ impl Journal {
         }
     }
 
-    /// Repeats the same row until Postgres has answered. Its ordinal shows whether it was written before.
-    async fn append(&self, row: &CheckpointRow) -> Result<Fenced<()>, RetryError<StoreError>> {
-        self.patiently("writing a checkpoint", || self.store.checkpoint(row.clone())).await
-    }
-
-    /// Repeats a write until Postgres has answered.
+    /// Repeats a write until Postgres has answered, or this process ends.
     async fn patiently<W: Future<Output = Result<Fenced<()>, StoreError>>>(
         &self,
         what: &'static str,
+        ends: &CancellationToken,
         write: impl Fn() -> W,
     ) -> Result<Fenced<()>, RetryError<StoreError>> {
-        let (never, too_much) = (CancellationToken::new(), OnceLock::new());
+        let too_much = OnceLock::new();
         let try_again = |error: &StoreError| match error {
             StoreError::TooMuch(_) => too_much.get_or_init(Instant::now).elapsed() < self.timeout,
             _ => error.is_retryable(),
         };
-        retry(what, &never, try_again, write).await
+        retry(what, ends, try_again, write).await
     }
 
-    /// Asks again about a checkpoint whose answer was not waited for.
+    /// Asks again about a checkpoint whose answer was not waited for. The run has ended.
     pub async fn settle(&self) -> Settled {
-        let unanswered = self.unanswered().take();
+        let unanswered = {
+            let mut unanswered = self.unanswered();
+            unanswered.has_ended = true;
+            unanswered.last.take()
+        };
         let Some((row, delta)) = unanswered else { return Settled::Nothing };
-        match self.append(&row).await {
+        let never = CancellationToken::new();
+        match self.patiently(WRITING, &never, || self.store.checkpoint(row.clone())).await {
             Ok(Fenced::Done(())) => {
                 self.count(&delta, row.ordinal);
                 Settled::Stands(Box::new(delta))
@@ -89,6 +107,64 @@ impl Journal {
             // The checkpoint was refused. The run already ends for another reason.
             Err(_) => Settled::Nothing,
         }
+    }
+
+    /// Makes the row of a checkpoint, and notes that it is on its way. The meter makes none for a run that has ended.
+    fn begin(&self, delta: &Delta, by_meter: bool) -> Result<CheckpointRow, Stop> {
+        let (patches, entries) = delta.to_kept().map_err(|error| Stop::Unstorable(error.to_string()))?;
+        let mut unanswered = self.unanswered();
+        if by_meter && unanswered.has_ended {
+            return Err(Stop::LeaseLost);
+        }
+        let row = CheckpointRow {
+            claim: self.claim.clone(),
+            ordinal: self.ordinal.fetch_add(1, Ordering::Relaxed),
+            delta: patches,
+            entries: entries.map(Arc::from),
+            iterations: delta.iterations,
+            cost: delta.usage.cost,
+            input_tokens: delta.usage.input_tokens,
+            output_tokens: delta.usage.output_tokens,
+        };
+        unanswered.last = Some((row.clone(), delta.clone()));
+        Ok(row)
+    }
+
+    /// Notes what became of a checkpoint.
+    fn answered(
+        &self,
+        (delta, ordinal): (&Delta, i32),
+        result: Result<Fenced<()>, RetryError<StoreError>>,
+    ) -> Result<(), NotWritten> {
+        // If it is gone, the end of the run has asked as well, and has counted it.
+        let is_uncounted = self.unanswered().last.take_if(|(row, _)| row.ordinal == ordinal).is_some();
+        match result {
+            Ok(Fenced::Done(())) => {
+                if is_uncounted {
+                    self.count(delta, ordinal);
+                }
+                Ok(())
+            }
+            Ok(Fenced::Lost) => Err(NotWritten::Stopped(Stop::LeaseLost)),
+            Err(RetryError::Stopped) => Err(NotWritten::ProcessEnds),
+            Err(RetryError::Permanent(error)) => {
+                Err(NotWritten::Stopped(Stop::Unstorable(format!("the checkpoint was refused: {error}"))))
+            }
+        }
+    }
+
+    /// Writes a checkpoint by a transaction that settles a call as well, which outlives the run. Nothing is written for a run that has
+    /// ended.
+    pub async fn checkpoint_with<W: Future<Output = Result<Fenced<()>, StoreError>>>(
+        &self,
+        delta: &Delta,
+        process_ends: &CancellationToken,
+        write: impl Fn(CheckpointRow) -> W,
+    ) -> Result<(), NotWritten> {
+        let _room = self.memory.is_written(bytes_of(delta)).await;
+        let row = self.begin(delta, true).map_err(NotWritten::Stopped)?;
+        let result = self.patiently(WRITING, process_ends, || write(row.clone())).await;
+        self.answered((delta, row.ordinal), result)
     }
 
     /// Returns whether the run has checkpointed anything, or tried to.
@@ -107,7 +183,7 @@ impl Journal {
         self.covering.load(Ordering::Relaxed).unsigned_abs()
     }
 
-    fn unanswered(&self) -> MutexGuard<'_, Option<(CheckpointRow, Delta)>> {
+    fn unanswered(&self) -> MutexGuard<'_, Unanswered> {
         self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -125,6 +201,10 @@ impl Journal {
         METRICS.tokens.with_label_values(&["input"]).inc_by(delta.usage.input_tokens);
         METRICS.tokens.with_label_values(&["output"]).inc_by(delta.usage.output_tokens);
     }
+}
+
+fn bytes_of(delta: &Delta) -> usize {
+    delta.context_window.iter().map(|entry| entry.as_str().len()).sum()
 }
 
 fn is_progress(delta: &Delta) -> bool {
@@ -150,32 +230,13 @@ pub enum Settled {
 impl harness::Journal for Journal {
     /// If the lease is lost meanwhile, the run's own stop signal ends the wait, because the run is dropped.
     async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
-        let bytes = delta.context_window.iter().map(|entry| entry.as_str().len()).sum();
-        let _room = self.memory.is_written(bytes).await;
-        let (patches, entries) = delta.to_kept().map_err(|error| Stop::Unstorable(error.to_string()))?;
-        let row = CheckpointRow {
-            claim: self.claim.clone(),
-            ordinal: self.ordinal.fetch_add(1, Ordering::Relaxed),
-            delta: patches,
-            entries: entries.map(Arc::from),
-            iterations: delta.iterations,
-            cost: delta.usage.cost,
-            input_tokens: delta.usage.input_tokens,
-            output_tokens: delta.usage.output_tokens,
-        };
-        *self.unanswered() = Some((row.clone(), delta.clone()));
-        let result = self.append(&row).await;
-        *self.unanswered() = None;
-        match result {
-            Ok(Fenced::Done(())) => {
-                self.count(delta, row.ordinal);
-                Ok(())
-            }
-            Ok(Fenced::Lost) | Err(RetryError::Stopped) => Err(Stop::LeaseLost),
-            Err(RetryError::Permanent(error)) => {
-                Err(Stop::Unstorable(format!("the checkpoint was refused: {error}")))
-            }
-        }
+        let _room = self.memory.is_written(bytes_of(delta)).await;
+        let (row, never) = (self.begin(delta, false)?, CancellationToken::new());
+        let result = self.patiently(WRITING, &never, || self.store.checkpoint(row.clone())).await;
+        self.answered((delta, row.ordinal), result).map_err(|not_written| match not_written {
+            NotWritten::Stopped(stop) => stop,
+            NotWritten::ProcessEnds => Stop::LeaseLost,
+        })
     }
 
     /// Without an answer from Postgres it waits, as a checkpoint does. What Postgres refuses stays in parts: the run goes on.
@@ -186,7 +247,8 @@ impl harness::Journal for Journal {
         }
         let Ok(before) = is_first.then(|| self.before_job.to_kept()).transpose() else { return Ok(false) };
         let call = RunFold { claim: self.claim.clone(), ordinal, fold: whole(session), before };
-        match self.patiently("folding a session", || self.store.fold(call.clone())).await {
+        let never = CancellationToken::new();
+        match self.patiently("folding a session", &never, || self.store.fold(call.clone())).await {
             Ok(Fenced::Done(())) => {
                 debug!(ordinal, "the session was folded within the run");
                 Ok(true)

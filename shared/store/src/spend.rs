@@ -47,6 +47,7 @@ pub use rates::{RateUse, Take};
 pub use report::{SpendBy, SpendPage, SpendPlace, SpendRow, UnknownCall};
 pub(crate) use reserve::Reservation;
 pub use reserve::Reserved;
+pub(crate) use settle::Settling;
 pub use settle::{CallOutcome, Settled, SettledCall};
 pub(crate) use unsettled::{LEAVE_ALL, LEAVE_OLDER_RUNS, LEAVE_OLDER_RUNS_OF, LEAVE_WORKERS};
 pub(crate) use upkeep::{OLDEST_CALLS, SUM_UP};

@@ -13,7 +13,7 @@ use crate::database::{
     query,
 };
 use crate::jobs::{Acceptance, Answer, Append, CheckpointRow, ClaimRequest, Concluded, Conclusion, Taken};
-use crate::spend::{CacheHealth, Reservation, SettledCall};
+use crate::spend::{CacheHealth, Reservation, Settling};
 
 /// A handle on the ledger; clones share its connections and batches.
 #[derive(Clone)]
@@ -30,7 +30,7 @@ pub struct Store {
     checkpoints: Batcher<Append>,
     conclusions: Batcher<Conclusion>,
     pub(crate) reservations: Batcher<Reservation>,
-    pub(crate) settlements: Batcher<SettledCall>,
+    pub(crate) settlements: Batcher<Settling>,
     /// What may be written that older workers could not read.
     pub(crate) switches: Arc<Switches>,
     /// How the cache of answers fares.

@@ -109,6 +109,30 @@ async fn an_interrupt_keeps_what_an_agent_did_and_the_next_job_goes_on_from_it()
 }
 
 #[tokio::test]
+async fn the_next_job_of_a_session_knows_of_the_call_in_which_the_last_worker_of_the_one_before_died() {
+    let halts = r#"{"tools": [{"name": "note", "input": {"say": "halt"}}]}"#;
+    let desk = Desk::new(&format!("\"dies\": [{halts}], \"says\": [{{\"text\": \"Said.\"}}]")).await;
+    for spec in &mut jobs("dies") {
+        spec.retry.max_attempts = 1;
+        let mut worker = desk.worker(spec.agent_id.as_str(), "").short_lease().start().await;
+        desk.fleet.enqueue(std::slice::from_ref(spec)).await;
+        // Its tool has begun, and nothing has come of it yet.
+        desk.halted(std::slice::from_ref(spec)).await;
+        worker.kill();
+    }
+    let _worker = desk.worker("last", "").short_lease().start().await;
+    let later = later(OnBusy::Queue);
+    for (spec, next) in jobs("dies").iter().zip(&later) {
+        desk.fleet.enqueue(std::slice::from_ref(next)).await;
+        let view = desk.fleet.ended(next.job_id).await;
+        assert_eq!((view.state, output(&view)), (JobState::Succeeded, "\"Said.\""), "{view:?}");
+        assert!(desk.said(spec).await.contains("It may have taken effect"), "{}", desk.said(spec).await);
+        assert_eq!(desk.notes(spec.session_id.as_str()), 1, "nobody has called it again");
+    }
+    desk.nothing_is_wrong().await;
+}
+
+#[tokio::test]
 async fn an_interrupt_ends_a_models_call_at_once_and_what_that_costs_is_known() {
     // The first answer takes some seconds, in which a later job takes the place.
     let slow = TURNS.replacen("{\"thinking\"", "{\"pause_ms\": 700, \"thinking\"", 1).replace("halt", "slow");

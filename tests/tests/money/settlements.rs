@@ -2,7 +2,8 @@
 
 use job::Usd;
 use store::{
-    Budget, CallOutcome, MOST_OF_A_CALL, Period, Reserved, Settled, SettledCall, SpendScope, StoreError,
+    Budget, CallOutcome, CheckpointRow, Fenced, MOST_OF_A_CALL, NewCall, Period, Reserved, Settled,
+    SettledCall, SpendScope, StoreError,
 };
 use tests::{Database, Runner};
 
@@ -131,4 +132,66 @@ async fn more_than_an_account_can_hold_stops_nothing() {
     let answer = caller.reserve(&caller.call(1)).await;
     let Reserved::Spent { account: shut, .. } = answer else { panic!("{answer:?}") };
     assert!(store.reopen_account(&shut, "ann").await.expect("opened"));
+}
+
+/// What the run of a caller adds to its session for an answer.
+fn added(caller: &Caller) -> CheckpointRow {
+    CheckpointRow {
+        claim: caller.run.claim.clone(),
+        ordinal: 0,
+        delta: "{}".to_owned(),
+        entries: Some(r#"["said"]"#.into()),
+        iterations: 1,
+        cost: usd(9),
+        input_tokens: 3,
+        output_tokens: 4,
+    }
+}
+
+fn settled(call: &NewCall) -> SettledCall {
+    let outcome = cost(9);
+    SettledCall { call: call.clone(), outcome, provider_request_id: None, answer: None, used: Vec::new() }
+}
+
+#[tokio::test]
+async fn what_a_run_adds_for_an_answer_is_written_with_its_settlement_and_once() {
+    let database = Database::new().await;
+    let runner = Runner::register(&database.store()).await;
+    let (store, caller) = (&runner.store, Caller::new(&runner, "s", &daily(100)).await);
+    let call = caller.granted(10).await;
+    let both = async || store.settle_and_checkpoint(settled(&call), added(&caller)).await.expect("an answer");
+    assert_eq!(both().await, (NOW, Fenced::Done(())));
+    // The reply was lost.
+    assert_eq!(both().await, (Settled::Before, Fenced::Done(())));
+    let rows = "SELECT count(*) FROM harness_checkpoints WHERE context_json::text = '[\"said\"]'";
+    assert_eq!(database.count(rows).await, 1);
+    assert_eq!(account(store, "fleet:day:").await, (9, 0));
+    caller.succeed().await;
+    assert_eq!(database.count("SELECT cost_microusd FROM harness_results").await, 9);
+    database.audited().await;
+}
+
+#[tokio::test]
+async fn a_run_that_has_lost_its_job_settles_and_adds_nothing() {
+    let database = Database::new().await;
+    let runner = Runner::register(&database.store()).await;
+    let (store, stale) = (&runner.store, Caller::new(&runner, "s", &daily(100)).await);
+    let call = stale.granted(10).await;
+    stale.hand_back().await;
+    let newer = stale.again(&runner).await;
+    let both = store.settle_and_checkpoint(settled(&call), added(&stale)).await.expect("an answer");
+    // What a run left open is unknown until the one who made it says what it cost.
+    assert_eq!(both, (NOW, Fenced::Lost));
+    assert_eq!(database.count("SELECT count(*) FROM harness_checkpoints").await, 0);
+    assert_eq!(account(store, "fleet:day:").await, (9, 0));
+    // The two may come together.
+    let calls = [newer.granted(10).await, stale.call(10)];
+    let (of_newer, of_stale) = tokio::join!(
+        store.settle_and_checkpoint(settled(&calls[0]), added(&newer)),
+        store.settle_and_checkpoint(settled(&calls[1]), added(&stale)),
+    );
+    assert_eq!(of_newer.expect("an answer").1, Fenced::Done(()));
+    assert_eq!(of_stale.expect("an answer").1, Fenced::Lost);
+    newer.succeed().await;
+    database.audited().await;
 }

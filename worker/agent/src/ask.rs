@@ -4,20 +4,19 @@
 //! text can be shown while it comes, and a provider that has fallen silent is noticed.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::StreamExt;
-use harness::{Meter, Run, StopSignal};
+use harness::{Meter, Prepared, Run, StopSignal, Usage};
 use job::{Failure, FailureCode};
-use model::Frames;
 use reqwest::StatusCode;
-use reqwest::header::{HeaderMap, RETRY_AFTER};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::time::timeout;
 
-use crate::answer::{Answer, NoAnswer};
+use crate::answer::Answer;
 use crate::fault::{Again, Fault, Tries};
+use crate::reading::{Reading, Taking, broken};
 use crate::wire::Wire;
 
 /// How many KiB of requests are on their way to the gateway at a time, of all runs of this process. Each is a copy of its
@@ -66,7 +65,12 @@ pub(crate) struct Asked {
     pub instead: Option<String>,
     /// How long the first text or call took.
     pub first_token: Option<Duration>,
+    /// What was added to the session for it, if that was written with its settlement.
+    pub written: Option<Prepared>,
 }
+
+/// Returns what is added to the session for an answer whose call has used this, if anything is.
+pub(crate) type Take<'t> = dyn Fn(&Asked, Usage) -> Option<Prepared> + Send + Sync + 't;
 
 /// Why there is no answer, after all tries.
 #[derive(Debug)]
@@ -94,12 +98,13 @@ impl Gateway {
     }
 
     /// Asks until there is an answer, or no hope of one. The request is written for each try: kept until the answer, a long one
-    /// would lie beside its conversation all the while.
+    /// would lie beside its conversation all the while. What `take` adds to the session for the answer is written with its settlement,
+    /// where the meter does that.
     pub async fn ask(
         &self,
         wire: Wire,
         mut tries: Tries,
-        request: &(dyn Fn() -> String + Send + Sync),
+        (request, take): (&(dyn Fn() -> String + Send + Sync), Option<&Take<'_>>),
         run: &Run,
     ) -> Result<Asked, Unasked> {
         let signal = run.stop_signal();
@@ -108,7 +113,7 @@ impl Gateway {
             if signal.is_wanted_back() {
                 return Err(Unasked::HandBack);
             }
-            let fault = match self.once(wire, (place, request()), run).await {
+            let fault = match self.once(wire, (place, request()), take, run).await {
                 Ok(asked) => return Ok(asked),
                 Err(fault) => fault,
             };
@@ -130,7 +135,7 @@ impl Gateway {
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        answered(wire, response, run, begun).await.map(Some)
+        Reading { wire, run, begun }.answer(response, None).await.map(Some)
     }
 
     fn request(&self, wire: Wire, body: Bytes) -> reqwest::RequestBuilder {
@@ -148,6 +153,7 @@ impl Gateway {
         &self,
         wire: Wire,
         (place, request): (Option<SemaphorePermit<'_>>, String),
+        take: Option<&Take<'_>>,
         run: &Run,
     ) -> Result<Asked, Fault> {
         let (sent, is_sent) = oneshot::channel();
@@ -158,11 +164,22 @@ impl Gateway {
             std::future::pending::<Infallible>().await
         };
         let begun = Instant::now();
+        let is_taking = AtomicBool::new(false);
         let asking = async {
-            let response = self.request(wire, body).send().await.map_err(broken)?;
-            answered(wire, response, run, begun).await
+            let mut request = self.request(wire, body);
+            let number = fastrand::u64(..);
+            let offers = take.and_then(|take| Some((take, run.meter()?.offers(number)?)));
+            if offers.is_some() {
+                request = request.header("x-harness-taken-as", number);
+            }
+            let taking = offers.map(|(take, offered)| {
+                let offered = Some(offered);
+                Taking { take, offered, is_taking: &is_taking }
+            });
+            let response = request.send().await.map_err(broken)?;
+            Reading { wire, run, begun }.answer(response, taking).await
         };
-        let silent = self.silence(run.meter().map(|meter| &**meter), begun);
+        let silent = self.silence(run.meter().map(|meter| &**meter), begun, &is_taking);
         tokio::select! {
             asked = asking => asked,
             never = sending => match never {},
@@ -173,65 +190,21 @@ impl Gateway {
         }
     }
 
-    /// Returns once nothing has passed for too long since this call began. A wait for room in the gateway is no silence.
-    async fn silence(&self, meter: Option<&dyn Meter>, begun: Instant) {
+    /// Returns once nothing has passed for too long since this call began. A wait for room in the gateway is no silence, nor is
+    /// one for Postgres while the answer is taken: it cannot be given up any more.
+    async fn silence(&self, meter: Option<&dyn Meter>, begun: Instant, is_taking: &AtomicBool) {
         let Some(meter) = meter else { return std::future::pending().await };
         loop {
-            let idle = meter.idle().min(begun.elapsed());
+            let idle = match is_taking.load(Ordering::Relaxed) {
+                true => Duration::ZERO,
+                false => meter.idle().min(begun.elapsed()),
+            };
             if idle >= self.idle_timeout {
                 return;
             }
             tokio::time::sleep((self.idle_timeout - idle).max(Duration::from_millis(10))).await;
         }
     }
-}
-
-async fn answered(
-    wire: Wire,
-    response: reqwest::Response,
-    run: &Run,
-    begun: Instant,
-) -> Result<Asked, Fault> {
-    let (status, headers) = (response.status(), response.headers().clone());
-    if !status.is_success() {
-        let body = response.text().await.unwrap_or_default();
-        return Err(Fault::refusal(status.as_u16(), &body, retry_after(&headers)));
-    }
-    let is_replayed = headers.contains_key("x-harness-replayed");
-    let is_cached = headers.contains_key("x-harness-cached");
-    let instead = headers.get("x-harness-model").and_then(|name| name.to_str().ok()).map(str::to_owned);
-    let (mut frames, mut assembly) = (Frames::default(), wire.assembly());
-    let (mut chunks, mut first_token) = (response.bytes_stream(), None);
-    // What follows the end says nothing, and the connection may stay open.
-    while !assembly.has_ended()
-        && let Some(chunk) = chunks.next().await
-    {
-        frames.push(&chunk.map_err(broken)?).map_err(NoAnswer::garbage)?;
-        while let Some(frame) = frames.take() {
-            let data = frame.data();
-            if data.is_empty() {
-                continue;
-            }
-            if let Some(text) = assembly.event(&data)? {
-                first_token.get_or_insert_with(|| begun.elapsed());
-                // Who follows the job has seen what an earlier attempt was answered.
-                if !is_replayed {
-                    run.text(&text);
-                }
-            }
-        }
-    }
-    let answer = assembly.finish()?;
-    Ok(Asked { answer, is_replayed, is_cached, instead, first_token })
-}
-
-fn broken(error: reqwest::Error) -> Fault {
-    Fault::Broken(http_client::cause(&error))
-}
-
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds: f64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// Waits. Returns false if the job is wanted back meanwhile.

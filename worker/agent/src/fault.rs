@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use harness::Stop;
 use serde::Deserialize;
 
 use crate::answer::NoAnswer;
@@ -30,6 +31,8 @@ pub(crate) enum Fault {
     Broken(String),
     /// What came cannot be kept.
     Unstorable(String),
+    /// The run must stop.
+    Stopped(Stop),
 }
 
 /// What to do about a fault.
@@ -66,7 +69,11 @@ impl Tries {
     /// Returns what to do about a fault. `jitter` is from 0 to 1.
     pub fn after(&mut self, fault: &Fault, jitter: f64) -> Again {
         let (tries, least) = match fault {
-            Fault::Spent(_) | Fault::Overflow(_) | Fault::Refused(_) | Fault::Unstorable(_) => {
+            Fault::Spent(_)
+            | Fault::Overflow(_)
+            | Fault::Refused(_)
+            | Fault::Unstorable(_)
+            | Fault::Stopped(_) => {
                 return Again::No;
             }
             Fault::Broken(_) if self.broken >= MOST_BROKEN => return Again::No,
@@ -94,6 +101,7 @@ impl Fault {
             Fault::Refused(_) => "provider_refused",
             Fault::Busy { .. } | Fault::Broken(_) => "provider_error",
             Fault::Unstorable(_) => "unstorable",
+            Fault::Stopped(_) => "stopped",
         }
     }
 

@@ -32,6 +32,7 @@ mod head;
 mod compact;
 mod fault;
 mod ask;
+mod reading;
 mod turns;
 
 use std::pin::pin;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use harness::{Delta, Run, RunError, Stop};
+use harness::{Delta, Prepared, Run, RunError, Stop, Usage};
 use job::{Failure, FailureCode, JobId, Json};
 use serde_json::{Map, Value, json};
 use tools::{Ended, Tool};
@@ -19,7 +19,7 @@ use crate::answer::StopReason;
 use crate::ask::{Asked, Gateway};
 use crate::compact::{SUMMARY_TOKENS, is_long_for_a_new_head};
 use crate::config::Settings;
-use crate::marks::{JobMark, TurnMark};
+use crate::marks::{Head, JobMark, TurnMark};
 use crate::person;
 use crate::schema::{Schema, json_of};
 use crate::toolkit::{Calls, Toolkit, not_made};
@@ -30,6 +30,15 @@ use crate::wire::Wire;
 const GO_ON: &str = "Your answer was cut by the limit of output. Go on exactly where it ended.";
 /// How often the model is told what is wrong with its output.
 const MOST_REPAIRS: u32 = 3;
+
+/// What an answer adds to the context.
+struct Added {
+    entries: Vec<Json>,
+    /// Whether none of its calls waits for a result. Then it counts as an iteration.
+    is_whole: bool,
+    /// Whether the job has come further with it alone.
+    is_news: bool,
+}
 
 /// One attempt's work.
 pub(crate) struct Turns<'r> {
@@ -274,38 +283,62 @@ impl<'r> Turns<'r> {
                 }
             }
         };
-        let Asked { answer, is_replayed, is_cached, instead, .. } = asked;
+        let added = self.added(&asked);
         // An answer of the cache says nothing of this job: the attempt before may have been given it as well.
-        self.may_have_begun = is_replayed || is_cached && self.is_resumed;
+        self.may_have_begun = asked.is_replayed || asked.is_cached && self.is_resumed;
         self.is_resumed = false;
-        if let Some(model) = self.answered_by(&answer.model, instead) {
-            self.add(self.head_for(&model).entry());
+        for call in asked.answer.calls.iter().filter(|call| call.input.is_err()) {
+            self.not_made(None, call, "bad_input");
         }
-        answer.entries.into_iter().for_each(|entry| self.add(entry));
-        let mark = TurnMark::new(answer.tokens.input, answer.tokens.output, answer.stop);
-        self.add(mark.entry());
-        if !answer.calls.is_empty() {
-            // What cannot be made is answered with the answer, so that no later attempt makes it of what is left of it.
-            let wire = self.wire()?;
-            for call in &answer.calls {
-                if let Err(problem) = &call.input {
-                    self.not_made(None, call, "bad_input");
-                    self.add(wire.result(&call.id, &not_made(Ended::BadInput, problem.to_string())));
-                }
-            }
-            if answer.calls.iter().any(|call| call.input.is_ok()) {
-                // The checkpoint comes with their results.
-                return Ok(());
-            }
+        if let Some(prepared) = asked.written {
+            added.entries.iter().for_each(|entry| self.digest.push(entry));
+            return Ok(self.run.written(prepared).await?);
         }
-        self.answers = 1;
-        // Text is news.
-        self.is_news = true;
-        if matches!(answer.stop, StopReason::OutputLimit | StopReason::WindowFull) {
-            let wire = self.wire()?;
-            self.add(wire.said(GO_ON));
+        let (is_whole, is_news) = (added.is_whole, added.is_news);
+        added.entries.into_iter().for_each(|entry| self.add(entry));
+        if !is_whole {
+            // No call is made that the ledger does not know.
+            return self.keep().await;
         }
+        (self.answers, self.is_news) = (1, is_news);
         self.checkpoint().await
+    }
+
+    /// Returns what an answer adds to the context.
+    fn added(&self, asked: &Asked) -> Added {
+        let answer = &asked.answer;
+        let head = self.answered_by(&answer.model, asked.instead.clone()).map(|model| self.head_for(&model));
+        let wire = head.as_ref().or(self.transcript().head()).map(|head| head.wire);
+        let mut entries: Vec<Json> = head.iter().map(Head::entry).collect();
+        entries.extend(answer.entries.iter().cloned());
+        entries.push(TurnMark::new(answer.tokens.input, answer.tokens.output, answer.stop).entry());
+        if let Some(wire) = wire {
+            // What cannot be made is answered with the answer, so that no later attempt makes it of what is left of it.
+            let bad = answer.calls.iter().filter_map(|call| Some((call, call.input.as_ref().err()?)));
+            entries.extend(bad.map(|(call, problem)| {
+                wire.result(&call.id, &not_made(Ended::BadInput, problem.to_string()))
+            }));
+        }
+        let is_whole = answer.calls.iter().all(|call| call.input.is_err());
+        let is_cut = matches!(answer.stop, StopReason::OutputLimit | StopReason::WindowFull);
+        if is_whole && is_cut {
+            entries.extend(wire.map(|wire| wire.said(GO_ON)));
+        }
+        // Text is news.
+        Added { entries, is_whole, is_news: is_whole }
+    }
+
+    /// Prepares what an answer adds to the session, to be written with the settlement of its call, which has used this.
+    fn prepared(&self, asked: &Asked, call: Usage) -> Option<Prepared> {
+        if asked.answer.stop == StopReason::Refusal {
+            // The next model is asked.
+            return None;
+        }
+        let Added { entries: context_window, is_whole, is_news } = self.added(asked);
+        let feature_progress = is_news.then(|| self.progress()).flatten();
+        let iterations = u64::from(is_whole);
+        let delta = Delta { context_window, feature_progress, iterations, ..Delta::default() };
+        self.run.prepare(delta, call)
     }
 
     fn wire(&self) -> Result<Wire, RunError> {

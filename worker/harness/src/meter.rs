@@ -3,7 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::Usage;
+use tokio::sync::oneshot;
+
+use crate::{Offer, Usage};
 
 /// What a harness needs of the meter of its run. Where a run has one, what it metered is the job's usage, and what the
 /// program reports beside it counts for nothing.
@@ -29,6 +31,12 @@ pub trait Meter: Send + Sync {
     /// Takes a function that returns whether everything that the program wrote so far is durable. A stored answer is
     /// looked up only then, because a checkpoint covers the answers before it.
     fn follow(&self, is_durable: IsDurable);
+
+    /// Returns where the answer to the run's next call is offered, if the meter can write what the run adds to its session. The
+    /// call names this number, so that no other one of the run is meant.
+    fn offers(&self, _call: u64) -> Option<oneshot::Receiver<Offer>> {
+        None
+    }
 }
 
 /// Returns whether everything that the program wrote so far is durable.

@@ -76,9 +76,23 @@ pub struct Run {
     stalled: u64,
     room: Room,
     meter: Option<Arc<dyn Meter>>,
-    /// What the meter had counted by the last checkpoint.
+    /// What the checkpoints so far have counted.
     paid: Usage,
     answers: BTreeMap<CallId, ClosedInput>,
+}
+
+/// A delta that is about to be written, and has room in its session.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    delta: Delta,
+    room: Room,
+}
+
+impl Prepared {
+    /// Returns the delta.
+    pub fn delta(&self) -> &Delta {
+        &self.delta
+    }
 }
 
 impl Run {
@@ -154,23 +168,33 @@ impl Run {
     /// recorded. After an error the run must end. The session here holds the delta only if it became durable.
     ///
     /// Where most of what lies there of the session is not of its state any more, it is written whole as well.
-    pub async fn checkpoint(&mut self, mut delta: Delta) -> Result<(), Stop> {
-        let used = self.meter.as_ref().map(|meter| meter.used());
-        if let Some(used) = used {
-            delta.usage = used.since(self.paid);
-        }
+    pub async fn checkpoint(&mut self, delta: Delta) -> Result<(), Stop> {
+        let delta = self.metered(delta, Usage::default());
         if delta.is_empty() {
             return Ok(());
         }
         let room = match self.room.after(&delta, &self.session) {
             Ok(room) => room,
             Err(refused) => {
-                self.pay(delta.usage, used).await?;
+                self.pay(delta.usage).await?;
                 return Err(refused);
             }
         };
         self.journal.checkpoint(&delta).await?;
-        self.paid = used.unwrap_or_default();
+        self.written(Prepared { delta, room }).await
+    }
+
+    /// Prepares a delta that the meter writes with the settlement of a call, which has used this ([`Taken`](crate::Taken)).
+    /// Returns nothing if it is refused before it is written.
+    pub fn prepare(&self, delta: Delta, call: Usage) -> Option<Prepared> {
+        let delta = self.metered(delta, call);
+        let room = self.room.after(&delta, &self.session).ok()?;
+        Some(Prepared { delta, room })
+    }
+
+    /// Applies a delta that is durable now.
+    pub async fn written(&mut self, Prepared { delta, room }: Prepared) -> Result<(), Stop> {
+        self.paid = self.paid + delta.usage;
         self.room = room;
         if self.task.max_stalled_iterations.is_some() {
             self.stalled = self.session.stalled(self.stalled, &delta);
@@ -180,6 +204,15 @@ impl Run {
             _ if self.stop.asked() == Some(Stop::Interrupted) => Err(Stop::Interrupted),
             Some(most) if self.stalled >= u64::from(most) => Err(Stop::Stalled(self.stalled)),
             _ => self.fold_if_due(delta.replace_context).await,
+        }
+    }
+
+    /// Lets a delta count what was used since the last one, and by a call that the meter does not count yet.
+    fn metered(&self, delta: Delta, call: Usage) -> Delta {
+        match &self.meter {
+            // The meter may count a call a moment after its delta was written.
+            Some(meter) => Delta { usage: (meter.used() + call).since(self.paid), ..delta },
+            None => delta,
         }
     }
 
@@ -195,11 +228,11 @@ impl Run {
     }
 
     /// Records only what was used.
-    async fn pay(&mut self, usage: Usage, metered: Option<Usage>) -> Result<(), Stop> {
+    async fn pay(&mut self, usage: Usage) -> Result<(), Stop> {
         let delta = Delta { usage, ..Delta::default() };
         if !delta.is_empty() && delta.check().is_ok() {
             self.journal.checkpoint(&delta).await?;
-            self.paid = metered.unwrap_or_default();
+            self.paid = self.paid + usage;
             self.session.apply(&delta);
         }
         Ok(())
@@ -210,6 +243,7 @@ impl Run {
         if let Ok(room) = self.room.after(delta, &self.session) {
             self.room = room;
         }
+        self.paid = self.paid + delta.usage;
         self.session.apply(delta);
     }
 

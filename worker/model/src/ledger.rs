@@ -181,6 +181,17 @@ pub struct Settlement {
     pub is_shareable: bool,
     /// What the answer says of the key's rate limits.
     pub learnt: Learnt,
+    /// Set if the run takes the answer into its session itself, in the same transaction.
+    pub taken: Option<TakenAs>,
+}
+
+/// How a run takes an answer into its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TakenAs {
+    /// The number that the run has given its call.
+    pub number: u64,
+    /// How many bytes of the answer it was passed: all but the last event.
+    pub passed: usize,
 }
 
 /// The ledger did not answer, or refused. Whether it did what it was asked is not known.
@@ -216,8 +227,9 @@ pub trait Ledger: Send + Sync + 'static {
     /// Notes that the wait of a request for room was over, and that its program was asked to try again later.
     fn note_busy(&self, _refused: &WithoutRoom) {}
 
-    /// Records what became of a call, once, and stores its answer. It must work after the attempt's lease is lost, and
-    /// after its end. Until it returns, the program does not see the end of the answer.
+    /// Records what became of a call, once, and stores its answer, unless the run takes it into its session in the same
+    /// transaction. It must work after the attempt's lease is lost, and after its end. Until it returns, the program does not see
+    /// the end of the answer.
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable>;
 
     /// As [`Ledger::reserve`], for something else.

@@ -21,7 +21,7 @@ pub use gateway::{
 pub use json::check_json;
 pub use ledger::{
     Answer, Call, Checkpoints, Given, KeyRefused, Learnt, Ledger, MOST_OF_A_CALL, Purchase, RateLimits,
-    RefusedFor, RequestKey, Reserve, Settlement, Unavailable, WithoutRoom,
+    RefusedFor, RequestKey, Reserve, Settlement, TakenAs, Unavailable, WithoutRoom,
 };
 pub use prices::{BadPrices, CacheWrites, Factor, Fees, LongContext, Price, Prices, Rates, Tokens, Unpriced};
 pub use provider::Provider;

@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use harness::IsDurable;
+use harness::{IsDurable, Offers, Stop, Taken, Usage};
 use job::{Name, Usd};
 use model::{
-    Answer, Call, Checkpoints, Given, Ledger, NoUsage, Outcome, Purchase, Reserve, Settlement, Unavailable,
-    WithoutRoom,
+    Answer, Call, Checkpoints, Given, Ledger, NoUsage, Outcome, Purchase, Reserve, Settled, Settlement,
+    TakenAs, Unavailable, WithoutRoom,
 };
 use service::{RetryError, retry};
 use store::{
@@ -18,7 +18,7 @@ use store::{
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use super::agent::{AgentCalls, OnExhausted};
 use super::look::Look;
@@ -28,7 +28,7 @@ use super::settings::CacheBounds;
 use super::settlement::{in_full, outcome_row, said};
 use super::spent::{Missed, NoRoom, Spent};
 use crate::attempt::Attempt;
-use crate::journal::Journal;
+use crate::journal::{Journal, NotWritten};
 use crate::metrics::METRICS;
 
 /// When the gateway asks again for a call that does not fit beside what others hold.
@@ -57,6 +57,7 @@ pub struct AttemptLedger {
     journal: Arc<Journal>,
     is_durable: OnceLock<IsDurable>,
     missed: Mutex<Missed>,
+    offers: Offers,
     look: Arc<Look>,
     /// Ends the waits for Postgres with the process.
     stop_waiting: CancellationToken,
@@ -83,6 +84,7 @@ impl AttemptLedger {
             journal,
             is_durable: OnceLock::new(),
             missed: Mutex::default(),
+            offers: Offers::default(),
             look: worker.look.clone(),
             stop_waiting: worker.stop_waiting.clone(),
         }
@@ -91,6 +93,10 @@ impl AttemptLedger {
     pub fn follow(&self, is_durable: IsDurable) {
         // An attempt has one program.
         let _ = self.is_durable.set(is_durable);
+    }
+
+    pub fn offers(&self) -> &Offers {
+        &self.offers
     }
 
     /// Returns why there was no room for the last call that had none, if none has had it since which could have cost as much.
@@ -264,20 +270,55 @@ impl AttemptLedger {
             }
         }
         match settling {
-            Ok(store::Settled::Now { overrun }) if overrun > Usd::ZERO => {
-                let NewCall { call_id, model, .. } = &settled.call;
-                error!(call = %call_id, model, %overrun, "a model call has cost more than was held for it; its budgets are shut");
+            Ok(recorded) => {
+                note_overrun(&settled.call, recorded);
                 Ok(())
             }
-            Ok(_) => Ok(()),
             Err(RetryError::Stopped) => Err(Unavailable("this process ends".to_owned())),
             Err(RetryError::Permanent(error)) => Err(unavailable(error)),
+        }
+    }
+
+    /// Settles a call, and writes in the same transaction what its run adds to its session. Returns whether that is written. If
+    /// not, the answer is to be stored: for a newer run, or because what the run adds was refused.
+    async fn settle_taken(&self, settled: &SettledCall, taken: Taken) -> Result<bool, Unavailable> {
+        let Taken { delta, durable } = taken;
+        let write = async |row| {
+            let (recorded, written) = self.store.settle_and_checkpoint(settled.clone(), row).await?;
+            note_overrun(&settled.call, recorded);
+            Ok(written)
+        };
+        match self.journal.checkpoint_with(&delta, &self.stop_waiting, write).await {
+            Ok(()) => {
+                // A run that was dropped meanwhile asks again itself.
+                let _ = durable.send(Ok(()));
+                Ok(true)
+            }
+            Err(NotWritten::ProcessEnds) => Err(Unavailable("this process ends".to_owned())),
+            Err(NotWritten::Stopped(lost @ Stop::LeaseLost)) => {
+                let _ = durable.send(Err(lost));
+                Ok(false)
+            }
+            Err(NotWritten::Stopped(cause)) => {
+                warn!(call = %settled.call.call_id, %cause, "an answer is stored, because what its run adds to its session is refused");
+                Ok(false)
+            }
         }
     }
 
     async fn try_to_settle(&self, settled: &SettledCall) -> Result<store::Settled, RetryError<StoreError>> {
         let settle = || self.store.settle(settled.clone());
         retry("settling a model call", &self.stop_waiting, StoreError::is_retryable, settle).await
+    }
+}
+
+/// Says that a call has cost more than was held for it, if it was recorded so now.
+fn note_overrun(call: &NewCall, recorded: store::Settled) {
+    if let store::Settled::Now { overrun } = recorded
+        && overrun > Usd::ZERO
+    {
+        let NewCall { call_id, model, .. } = call;
+        error!(call = %call_id, model, %overrun, "a model call has cost more than was held for it; its budgets are shut");
     }
 }
 
@@ -325,10 +366,29 @@ impl Ledger for AttemptLedger {
     }
 
     async fn settle(&self, call: &Call, settlement: Settlement) -> Result<(), Unavailable> {
-        let Settlement { outcome, provider_request_id, answer, after_checkpoints, is_shareable, learnt } =
-            settlement;
+        let Settlement {
+            outcome,
+            provider_request_id,
+            answer,
+            after_checkpoints,
+            is_shareable,
+            learnt,
+            taken,
+        } = settlement;
         self.keys.learn(&self.store, call, &learnt).await;
         let kept = answer.clone();
+        let taken = match (&outcome, &answer, taken) {
+            (
+                Outcome::Settled(Settled { cost, tokens, .. }),
+                Some(answer),
+                Some(TakenAs { number, passed }),
+            ) => {
+                let (input_tokens, output_tokens) = (tokens.all_input(), tokens.output);
+                let usage = Usage { cost: *cost, input_tokens, output_tokens };
+                self.offers.offer(number, &answer.body, passed, usage).await
+            }
+            _ => None,
+        };
         let answer = answer.map(|Answer { content_type, body }| StoredAnswer {
             content_type,
             body: body.into(),
@@ -339,8 +399,14 @@ impl Ledger for AttemptLedger {
         let counted = outcome.clone();
         let (outcome, used) = (outcome_row(outcome), used.unwrap_or_default());
         let provider_request_id = provider_request_id.as_deref().map(said);
-        let settled = SettledCall { call: row, outcome, provider_request_id, answer, used };
-        self.settle_row(settled).await?;
+        let settled = SettledCall { call: row, outcome, provider_request_id, answer: None, used };
+        let is_written = match taken {
+            Some(taken) => self.settle_taken(&settled, taken).await?,
+            None => false,
+        };
+        if !is_written {
+            self.settle_row(SettledCall { answer, ..settled }).await?;
+        }
         metrics::settled(&self.agent_id, &call.model, call.bound.cost, &counted);
         if let Some(answer) = kept {
             self.keep(call, &answer, &counted, is_shareable);

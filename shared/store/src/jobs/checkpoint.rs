@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use deadpool_postgres::Pool;
 use job::{Change, JobState, Usd};
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::blobs::{Blob, STORE_BLOBS, literal, part};
 use super::claimed::Claim;
-use crate::database::{Batched, Params, Tx, as_text};
+use crate::database::{Batched, Tx, as_text};
 use crate::{Fenced, StoreError};
 
 /// One delta of one run.
@@ -96,7 +98,24 @@ const APPEND: &str = concat!(
     SELECT job_id FROM held"
 );
 
-/// Blobs of a batch, as [`STORE_BLOBS`] takes them: one vector per column.
+/// Deltas of a batch, as [`APPEND`] takes them: one vector per column. A job has at most one.
+pub(crate) struct Appends<'a> {
+    worker_id: Uuid,
+    jobs: Vec<Uuid>,
+    sessions: Vec<&'a str>,
+    epochs: Vec<i64>,
+    ordinals: Vec<i32>,
+    deltas: Vec<&'a str>,
+    iterations: Vec<i64>,
+    costs: Vec<i64>,
+    input_tokens: Vec<i64>,
+    output_tokens: Vec<i64>,
+    entries: Vec<Option<&'a str>>,
+    refers_to: Vec<Option<String>>,
+    blobs: Blobs<'a>,
+}
+
+/// Blobs of a batch, as [`STORE_BLOBS`] takes them.
 #[derive(Default)]
 struct Blobs<'a> {
     jobs: Vec<Uuid>,
@@ -106,10 +125,63 @@ struct Blobs<'a> {
     contents: Vec<&'a str>,
 }
 
+impl<'a> Appends<'a> {
+    /// Returns nothing without a delta.
+    pub fn of(calls: &[&'a Append]) -> Option<Appends<'a>> {
+        let rows = || calls.iter().map(|call| &call.row);
+        let hashes = |call: &&Append| literal(call.blobs.iter().map(|blob| blob.hash.as_slice()));
+        Some(Appends {
+            // A process that goes on under a new id has a later one. Its runs of before are lost.
+            worker_id: rows().map(|row| Uuid::from(row.claim.worker())).max()?,
+            jobs: rows().map(|row| row.claim.job_id().into()).collect(),
+            sessions: rows().map(|row| row.claim.session_key()).collect(),
+            epochs: rows().map(|row| row.claim.epoch()).collect(),
+            ordinals: rows().map(|row| row.ordinal).collect(),
+            deltas: rows().map(|row| row.delta.as_str()).collect(),
+            iterations: rows().map(|row| row.iterations as i64).collect(),
+            costs: rows().map(|row| row.cost.micros() as i64).collect(),
+            input_tokens: rows().map(|row| row.input_tokens as i64).collect(),
+            output_tokens: rows().map(|row| row.output_tokens as i64).collect(),
+            entries: calls.iter().map(|call| call.entries()).collect(),
+            refers_to: calls.iter().map(hashes).collect(),
+            blobs: Blobs::of(calls),
+        })
+    }
+
+    /// Returns the statements with their parameters: one for the deltas, and one for their blobs if there are any.
+    pub fn steps(&self) -> Vec<(&'static str, Vec<&(dyn ToSql + Sync)>)> {
+        let appending: Vec<&(dyn ToSql + Sync)> = vec![
+            &self.worker_id,
+            &self.jobs,
+            &self.sessions,
+            &self.epochs,
+            &self.ordinals,
+            &self.deltas,
+            &self.iterations,
+            &self.costs,
+            &self.input_tokens,
+            &self.output_tokens,
+            &self.entries,
+            &self.refers_to,
+        ];
+        let Blobs { jobs, epochs, sessions, hashes, contents } = &self.blobs;
+        let mut steps = vec![(APPEND, appending)];
+        if !jobs.is_empty() {
+            steps.push((STORE_BLOBS, vec![&self.worker_id, jobs, epochs, sessions, hashes, contents]));
+        }
+        steps
+    }
+
+    /// Returns what became of a delta, given the rows of the first step.
+    pub fn answer(held: &HashSet<Uuid>, call: &Append) -> Fenced<()> {
+        if held.contains(&call.row.claim.job_id().into()) { Fenced::Done(()) } else { Fenced::Lost }
+    }
+}
+
 impl<'a> Blobs<'a> {
-    fn of(batch: &'a [Append]) -> Blobs<'a> {
+    fn of(calls: &[&'a Append]) -> Blobs<'a> {
         let mut columns = Blobs::default();
-        for (row, blob) in batch.iter().flat_map(|call| call.blobs.iter().map(|blob| (&call.row, blob))) {
+        for (row, blob) in calls.iter().flat_map(|call| call.blobs.iter().map(|blob| (&call.row, blob))) {
             let content = row.entries.as_deref().and_then(|entries| entries.get(blob.at.clone()));
             columns.jobs.push(row.claim.job_id().into());
             columns.epochs.push(row.claim.epoch());
@@ -118,10 +190,6 @@ impl<'a> Blobs<'a> {
             columns.contents.push(content.unwrap_or_default());
         }
         columns
-    }
-
-    fn statement(&self) -> Option<&'static str> {
-        (!self.jobs.is_empty()).then_some(STORE_BLOBS)
     }
 }
 
@@ -139,45 +207,12 @@ impl Batched for Append {
     }
 
     async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Fenced<()>>, StoreError> {
-        let blobs = Blobs::of(batch);
-        let tx = Tx::prepare_more(pool, "checkpoint", [APPEND], blobs.statement()).await?;
-        let rows = || batch.iter().map(|call| &call.row);
-        let worker_id = Uuid::from(batch.last().expect("a batch is never empty").row.claim.worker());
-        let jobs: Vec<Uuid> = rows().map(|row| row.claim.job_id().into()).collect();
-        let sessions: Vec<&str> = rows().map(|row| row.claim.session_key()).collect();
-        let epochs: Vec<i64> = rows().map(|row| row.claim.epoch()).collect();
-        let ordinals: Vec<i32> = rows().map(|row| row.ordinal).collect();
-        let deltas: Vec<&str> = rows().map(|row| row.delta.as_str()).collect();
-        let entries: Vec<Option<&str>> = batch.iter().map(Append::entries).collect();
-        let iterations: Vec<i64> = rows().map(|row| row.iterations as i64).collect();
-        let costs: Vec<i64> = rows().map(|row| row.cost.micros() as i64).collect();
-        let input_tokens: Vec<i64> = rows().map(|row| row.input_tokens as i64).collect();
-        let output_tokens: Vec<i64> = rows().map(|row| row.output_tokens as i64).collect();
-        let hashes = |call: &Append| literal(call.blobs.iter().map(|blob| blob.hash.as_slice()));
-        let refers_to: Vec<Option<String>> = batch.iter().map(hashes).collect();
-        let appending: &Params<'_> = &[
-            &worker_id,
-            &jobs,
-            &sessions,
-            &epochs,
-            &ordinals,
-            &deltas,
-            &iterations,
-            &costs,
-            &input_tokens,
-            &output_tokens,
-            &entries,
-            &refers_to,
-        ];
-        let Blobs { jobs: of, epochs: under, sessions: beside, hashes, contents } = &blobs;
-        let ([held], _) =
-            tx.run_more([appending], &[&worker_id, of, under, beside, hashes, contents]).await?;
-        let held: HashSet<Uuid> = held.iter().map(|row| row.get(0)).collect();
-        let answer = |call: &Append| {
-            let is_held = held.contains(&call.row.claim.job_id().into());
-            if is_held { Fenced::Done(()) } else { Fenced::Lost }
-        };
-        Ok(batch.iter().map(answer).collect())
+        let appends = Appends::of(&batch.iter().collect::<Vec<_>>()).expect("a batch is never empty");
+        let steps = appends.steps();
+        let steps: Vec<_> = steps.iter().map(|(sql, params)| (*sql, params.as_slice())).collect();
+        let answers = Tx::run_steps(pool, "checkpoint", &steps).await?;
+        let held = ids(&answers[0]);
+        Ok(batch.iter().map(|call| Appends::answer(&held, call)).collect())
     }
 
     fn changed(&self, answer: &Fenced<()>, changes: &mut Vec<Change>) {
@@ -185,4 +220,9 @@ impl Batched for Append {
             changes.push(self.row.claim.change(JobState::Running));
         }
     }
+}
+
+/// Returns the ids in the first column.
+pub(crate) fn ids(rows: &[Row]) -> HashSet<Uuid> {
+    rows.iter().map(|row| row.get(0)).collect()
 }

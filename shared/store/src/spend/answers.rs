@@ -113,7 +113,7 @@ pub(super) struct Answers<'a> {
 
 impl<'a> Answers<'a> {
     /// Takes the last one where two answer the same request: one statement changes a row only once.
-    pub fn of(batch: &'a [SettledCall]) -> Answers<'a> {
+    pub fn of(batch: &[&'a SettledCall]) -> Answers<'a> {
         let mut answers = std::collections::BTreeMap::new();
         for settled in batch {
             if let Some(answer) = &settled.answer {
@@ -135,6 +135,10 @@ impl<'a> Answers<'a> {
             content_types: all().map(|(_, answer)| answer.content_type.as_str()).collect(),
             bodies: all().map(|(_, answer)| answer.body.as_slice()).collect(),
         }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
     }
 
     pub fn params(&self) -> [&(dyn ToSql + Sync); 9] {

@@ -13,7 +13,8 @@ use super::answers::{Answers, STORE, StoredAnswer};
 use super::call::{CallTokens, Columns, NewCall, call_columns, call_values, check_cost};
 use super::rates::{Uses, give_back};
 use crate::database::{Batched, Params, Tx};
-use crate::{Store, StoreError};
+use crate::jobs::{Append, Appends, CheckpointRow, ids};
+use crate::{Fenced, Store, StoreError};
 
 /// What became of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,28 +208,43 @@ impl<'a> Outcomes<'a> {
     }
 }
 
-impl Batched for SettledCall {
-    type Answer = Settled;
+/// A settlement on its way into the ledger.
+#[derive(Clone)]
+pub(crate) struct Settling {
+    call: SettledCall,
+    /// What the run adds to its session for the answer.
+    append: Option<Append>,
+}
+
+impl Batched for Settling {
+    type Answer = (Settled, Option<Fenced<()>>);
     const MAX_ROWS: usize = 64;
 
     fn bytes(&self) -> usize {
-        self.answer.as_ref().map_or(0, |answer| answer.body.len()) + 700
+        let answer = self.call.answer.as_ref().map_or(0, |answer| answer.body.len());
+        answer + self.append.as_ref().map_or(0, Append::bytes) + 700
     }
 
     fn key(&self) -> u128 {
-        self.call.call_id.as_u128()
+        self.call.call.call_id.as_u128()
     }
 
-    async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Settled>, StoreError> {
-        let columns = Columns::of(batch.iter().map(|settled| &settled.call));
-        let outcomes: Vec<_> = batch
+    /// A transaction takes one delta of a job.
+    fn more_keys(&self) -> impl Iterator<Item = u128> {
+        self.append.iter().map(Append::key)
+    }
+
+    /// Deltas come first: jobs are locked before calls, as a rescue locks them.
+    async fn commit(pool: &Pool, batch: &[Self]) -> Result<Vec<Self::Answer>, StoreError> {
+        let calls: Vec<&SettledCall> = batch.iter().map(|it| &it.call).collect();
+        let columns = Columns::of(calls.iter().map(|settled| &settled.call));
+        let outcomes: Vec<_> = calls
             .iter()
             .map(|it| (it.call.call_id, &it.outcome, it.provider_request_id.as_deref()))
             .collect();
         let outcomes = Outcomes::of(&outcomes);
-        let answers = Answers::of(batch);
         let mut uses = Uses::default();
-        batch.iter().for_each(|it| uses.add(&it.call, &it.used));
+        calls.iter().for_each(|it| uses.add(&it.call, &it.used));
         let open = OPEN.as_slice();
         let mut params = outcomes.params(&open).to_vec();
         let mut settle = SETTLE;
@@ -236,18 +252,33 @@ impl Batched for SettledCall {
             settle = SETTLE_WITH_RATES;
             params.extend(uses.params());
         }
-        let tx = Tx::prepare(pool, "settle", [INSERT_MISSING, settle, STORE]).await?;
-        let [_, settled, _] = tx.run([&columns.params(), &params, &answers.params()]).await?;
-        let settled: BTreeMap<Uuid, Usd> = settled.iter().map(read_settled).collect();
-        let answer = |it: &SettledCall| {
-            settled
-                .get(&it.call.call_id)
-                .map_or(Settled::Before, |overrun| Settled::Now { overrun: *overrun })
+        let appends: Vec<&Append> = batch.iter().filter_map(|it| it.append.as_ref()).collect();
+        let appends = Appends::of(&appends);
+        let appending = appends.as_ref().map(Appends::steps).unwrap_or_default();
+        let (inserting, answers) = (columns.params(), Answers::of(&calls));
+        let storing = answers.params();
+        let mut steps: Vec<_> = appending.iter().map(|(sql, params)| (*sql, params.as_slice())).collect();
+        let settles = steps.len() + 1;
+        steps.extend([(INSERT_MISSING, inserting.as_slice()), (settle, params.as_slice())]);
+        if !answers.is_empty() {
+            steps.push((STORE, storing.as_slice()));
+        }
+        let rows = Tx::run_steps(pool, "settle", &steps).await?;
+        let held = appends.is_some().then(|| ids(&rows[0])).unwrap_or_default();
+        let settled: BTreeMap<Uuid, Usd> = rows[settles].iter().map(read_settled).collect();
+        let answer = |it: &Settling| {
+            let overrun = settled.get(&it.call.call.call_id);
+            let settled = overrun.map_or(Settled::Before, |overrun| Settled::Now { overrun: *overrun });
+            (settled, it.append.as_ref().map(|append| Appends::answer(&held, append)))
         };
         Ok(batch.iter().map(answer).collect())
     }
 
-    fn changed(&self, _: &Settled, _: &mut Vec<Change>) {}
+    fn changed(&self, (_, written): &Self::Answer, changes: &mut Vec<Change>) {
+        if let (Some(append), Some(written)) = (&self.append, written) {
+            append.changed(written, changes);
+        }
+    }
 }
 
 fn read_settled(row: &Row) -> (Uuid, Usd) {
@@ -264,10 +295,30 @@ impl Store {
     /// Records what became of a call, with its answer. Works after the end of its run. Safe to repeat after a lost
     /// reply. A cost above [`MOST_OF_A_CALL`](super::MOST_OF_A_CALL) is refused.
     pub async fn settle(&self, settled: SettledCall) -> Result<Settled, StoreError> {
-        if let CallOutcome::Settled { cost, .. } = settled.outcome {
+        Ok(self.settle_with(settled, None).await?.0)
+    }
+
+    /// As [`Store::settle`], and appends in the same transaction what the run adds to its session for the answer. If the run has lost
+    /// its job, the call is settled all the same. Repeated with the same row, it appends nothing again.
+    pub async fn settle_and_checkpoint(
+        &self,
+        settled: SettledCall,
+        row: CheckpointRow,
+    ) -> Result<(Settled, Fenced<()>), StoreError> {
+        let append = Append::of(row, self.switches.schema_26());
+        let (settled, written) = self.settle_with(settled, Some(append)).await?;
+        Ok((settled, written.unwrap_or(Fenced::Lost)))
+    }
+
+    async fn settle_with(
+        &self,
+        call: SettledCall,
+        append: Option<Append>,
+    ) -> Result<(Settled, Option<Fenced<()>>), StoreError> {
+        if let CallOutcome::Settled { cost, .. } = call.outcome {
             check_cost(cost)?;
         }
-        self.settlements.call(settled).await
+        self.settlements.call(Settling { call, append }).await
     }
 
     /// Settles a call whose cost is not known, after an operator has looked at the provider's record. Returns whether

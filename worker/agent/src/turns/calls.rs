@@ -1,6 +1,6 @@
 //! The calls of one answer: which are made, by whom they are answered, and when their results are checkpointed.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::pin::pin;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -44,7 +44,7 @@ enum Todo {
         input: Json,
         /// Whether no other call is made beside it.
         is_alone: bool,
-        /// Whether it is noted before, because a person has approved it.
+        /// Whether it is noted just before, because a person has approved it.
         is_marked: bool,
     },
     /// A person is asked about it.
@@ -60,13 +60,15 @@ impl Turns<'_> {
         let key_of = |call: &ToolCall| format!("{}-{answer}", call.id);
         self.answers = 1;
         let mut groups: Vec<Vec<(ToolCall, Json)>> = Vec::new();
-        let (mut asks, mut notes, mut last_is_alone) = (Vec::new(), false, true);
+        let (mut asks, mut marked, mut last_is_alone) = (Vec::new(), HashSet::new(), true);
         for call in calls {
             match self.todo(wire, &call, &key_of(&call)) {
                 None => {}
                 Some(Todo::Ask(ask)) => asks.push(ask),
                 Some(Todo::Make { input, is_alone, is_marked }) => {
-                    notes |= is_marked;
+                    if is_marked {
+                        marked.insert(call.id.clone());
+                    }
                     match groups.last_mut() {
                         Some(group) if !is_alone && !last_is_alone => group.push((call, input)),
                         _ => groups.push(vec![(call, input)]),
@@ -75,14 +77,21 @@ impl Turns<'_> {
                 }
             }
         }
-        if notes {
-            self.keep().await?;
-        }
         let mut left = groups.iter().map(Vec::len).sum::<usize>();
         let _under_way = self.calls.begin();
         for group in groups {
             if self.calls.check().is_err() {
                 break;
+            }
+            let is_marked = |(call, _): &&(ToolCall, Json)| marked.contains(&call.id);
+            let marks: Vec<Json> = group
+                .iter()
+                .filter(is_marked)
+                .map(|(call, _)| CallMark::new(&key_of(call)).entry())
+                .collect();
+            if !marks.is_empty() {
+                marks.into_iter().for_each(|mark| self.add(mark));
+                self.keep().await?;
             }
             self.make_group(wire, group, key_of, &mut left).await?;
         }
@@ -173,10 +182,7 @@ impl Turns<'_> {
                 // The attempt that asked has not made it; a later one notes it first.
                 Person::Approved => {
                     may_have_begun = self.transcript().has_begun(self.job_id(), key);
-                    if !may_have_begun {
-                        self.add(CallMark::new(key).entry());
-                        is_marked = true;
-                    }
+                    is_marked = !may_have_begun;
                 }
             }
         }

@@ -9,7 +9,7 @@ use tools::Repeat;
 use super::Turns;
 use super::shorter::Due;
 use crate::answer::StopReason;
-use crate::ask::{Asked, Unasked};
+use crate::ask::{Asked, Take, Unasked};
 use crate::fault::{Fault, Tries};
 use crate::head::head;
 use crate::marks::Head;
@@ -84,7 +84,8 @@ impl Turns<'_> {
             };
             let (wire, model) = (head.wire, head.model.clone());
             let request = || self.transcript().request().unwrap_or_default();
-            let asked = self.asked(wire, &model, Tries::default(), &request).await;
+            let take = |asked: &Asked, call| self.prepared(asked, call);
+            let asked = self.asked(wire, &model, Tries::default(), (&request, Some(&take))).await;
             let failure = match asked {
                 Ok(asked) if asked.answer.stop == StopReason::Refusal => {
                     let said = format!("{model} does not answer this: {}", asked.answer.text);
@@ -119,7 +120,7 @@ impl Turns<'_> {
         wire: Wire,
         model: &str,
         tries: Tries,
-        request: &(dyn Fn() -> String + Send + Sync),
+        request: (&(dyn Fn() -> String + Send + Sync), Option<&Take<'_>>),
     ) -> Result<Asked, Unasked> {
         let (began, since) = (SystemTime::now(), Instant::now());
         let asked = self.gateway.ask(wire, tries, request, self.run).await;
@@ -166,6 +167,7 @@ pub(super) fn failed(model: &str, fault: Fault) -> Result<Failure, RunError> {
         // The worker says what becomes of the job.
         Fault::Spent(message) => Err(Failure::permanent(FailureCode::BudgetExhausted, message).into()),
         Fault::Overflow(message) => Err(permanent(FailureCode::ContextOverflow, message).into()),
+        Fault::Stopped(stop) => Err(stop.into()),
         Fault::Unstorable(message) => Err(permanent(FailureCode::Unstorable, message).into()),
         Fault::Refused(message) => Ok(permanent(FailureCode::ProviderRefused, message)),
         Fault::Busy { message, .. } | Fault::Broken(message) => {

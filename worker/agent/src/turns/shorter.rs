@@ -189,7 +189,7 @@ impl Turns<'_> {
             }
         }
         for (asked, tries) in last.into_iter().chain([(model, Tries::default())]) {
-            match self.asked(wire_of(asked), asked, tries, &|| request(asked)).await {
+            match self.asked(wire_of(asked), asked, tries, (&|| request(asked), None)).await {
                 Ok(Asked { answer, .. }) => {
                     used = used.saturating_add(answer.tokens.all());
                     if let Some(summary) = said(answer) {

@@ -288,8 +288,8 @@ async fn a_result_that_an_attempt_before_has_seen_is_no_progress() {
         let same = |at| Turn::Calls(vec![(format!("look_{at}"), "look", "{}".to_owned())]);
         let mut world = World::on(speaks, Arc::new(same)).await;
         world.task.max_stalled_iterations = Some(2);
-        // After the input and two answers.
-        world.wanted_back_at = Some(2);
+        // After the input, and two answers with their results.
+        world.wanted_back_at = Some(4);
         assert!(matches!(world.run().await, Err(RunError::Stopped(Stop::Drain))), "{speaks:?}");
         world.wanted_back_at = None;
         let before = world.session.lock().expect("not poisoned").feature_progress.clone();

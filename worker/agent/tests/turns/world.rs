@@ -8,15 +8,17 @@ use std::time::Duration;
 use agent::{AgentConfig, OfWorker, OpenTools, Opening, Toolkit};
 use async_trait::async_trait;
 use harness::{
-    CallId, ClosedInput, Delta, Event, Harness, IsDurable, Journal, Meter, Parts, Run, RunError, Session,
-    Stop, Stopper, Task, Usage,
+    CallId, ClosedInput, Delta, Event, Harness, IsDurable, Journal, Meter, Offer, Offers, Parts, Run,
+    RunError, Session, Stop, Stopper, Taken, Task, Usage,
 };
 use job::Json;
 use model::{
     Answer, Attempt, Call as ModelCall, Checkpoints, Gateway, GatewaySettings, Given, HostedCaps, Ledger,
-    Opened, Outcome, Prices, Purchase, RequestKey, Reserve, Settlement, Unavailable, Upstream, WithoutRoom,
+    Opened, Outcome, Prices, Purchase, RequestKey, Reserve, Settlement, TakenAs, Unavailable, Upstream,
+    WithoutRoom,
 };
 use serde_json::Value;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tools::{Call, CallError, Content, Ended, Output, Redaction, Repeat, Tool};
 
@@ -93,13 +95,17 @@ pub struct World {
     pub tools: Vec<Tool>,
     /// How long a checkpoint takes.
     pub commit_takes: Duration,
+    /// Whether answers are written into the session with their settlement.
+    pub takes_answers: bool,
     /// Other tools than these here.
     pub other_tools: Option<Arc<dyn OpenTools>>,
 }
 
 #[derive(Default)]
 struct Books {
-    /// Answers with their attempt and how many checkpoints it had written.
+    /// Answers that are paid.
+    paid: usize,
+    /// Stored ones with their attempt and how many checkpoints it had written.
     answers: HashMap<RequestKey, (Answer, usize, usize)>,
     /// Checkpoints: attempt and ordinal.
     checkpoints: Vec<(usize, usize)>,
@@ -166,6 +172,7 @@ impl World {
             stop_cell: Arc::default(),
             tools: tools(),
             commit_takes: Duration::ZERO,
+            takes_answers: true,
             other_tools: None,
         }
     }
@@ -193,19 +200,10 @@ impl World {
         });
         let gateway = gateway.await.expect("it works");
         let written = Arc::new(AtomicUsize::new(0));
-        let ledger = Arc::new(OneAttempt {
-            number,
-            books: self.books.clone(),
-            points: self.points.clone(),
-            written: written.clone(),
-            killed: killed.clone(),
-        });
-        let (models, caps) = (self.models.clone(), HostedCaps::default());
-        let opened =
-            gateway.open(Attempt { ledger, models, degrades: false, fit: None, caps }).expect("it works");
+        let offers = Arc::new(Offers::default());
         let journal = Arc::new(Written {
             number,
-            written,
+            written: written.clone(),
             books: self.books.clone(),
             points: self.points.clone(),
             session: self.session.clone(),
@@ -216,6 +214,18 @@ impl World {
             stopper: self.stop_cell.clone(),
             takes: self.commit_takes,
         });
+        let ledger = Arc::new(OneAttempt {
+            number,
+            books: self.books.clone(),
+            points: self.points.clone(),
+            written,
+            killed: killed.clone(),
+            journal: journal.clone(),
+            offers: offers.clone(),
+        });
+        let (models, caps) = (self.models.clone(), HostedCaps::default());
+        let opened =
+            gateway.open(Attempt { ledger, models, degrades: false, fit: None, caps }).expect("it works");
         let config: AgentConfig = serde_json::from_value(self.config.clone()).expect("it works");
         let tools = Arc::new(Tools {
             points: self.points.clone(),
@@ -239,7 +249,9 @@ impl World {
         let mut task = self.task.clone();
         task.attempt = number as u32;
         let mut run = Run::new(task, session, journal, stopper.signal())
-            .metered_by(Some(Arc::new(Metered(opened)) as Arc<dyn Meter>))
+            .metered_by(Some(
+                Arc::new(Metered(opened, self.takes_answers.then_some(offers))) as Arc<dyn Meter>
+            ))
             .within(self.most_bytes, Parts::default())
             .answered(self.answers.clone());
         tokio::select! {
@@ -254,9 +266,9 @@ impl World {
         self.attempt(None).await.expect("nothing kills it")
     }
 
-    /// Returns how many answers are paid and stored.
+    /// Returns how many answers are paid and not lost.
     pub fn paid(&self) -> usize {
-        self.books.lock().expect("not poisoned").answers.len()
+        self.books.lock().expect("not poisoned").paid
     }
 
     /// Returns how often the tool was run under each key.
@@ -275,7 +287,7 @@ pub fn tls() -> rustls::ClientConfig {
     tls.expect("it works").with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
 }
 
-struct Metered(Opened);
+struct Metered(Opened, Option<Arc<Offers>>);
 
 impl Meter for Metered {
     fn environment(&self) -> Vec<(&'static str, String)> {
@@ -304,6 +316,10 @@ impl Meter for Metered {
     fn close(&self) {
         self.0.close();
     }
+
+    fn offers(&self, call: u64) -> Option<oneshot::Receiver<Offer>> {
+        Some(self.1.as_ref()?.expect(call))
+    }
 }
 
 /// The session's writes of one attempt.
@@ -321,12 +337,9 @@ struct Written {
     takes: Duration,
 }
 
-#[async_trait]
-impl Journal for Written {
-    async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
-        let ordinal = self.written.fetch_add(1, Ordering::Relaxed);
-        self.points.pass().await;
-        tokio::time::sleep(self.takes).await;
+impl Written {
+    /// Writes a checkpoint at once.
+    fn write(&self, ordinal: usize, delta: &Delta) {
         self.session.lock().expect("not poisoned").apply(delta);
         self.deltas.lock().expect("not poisoned").push(delta.clone());
         self.books.lock().expect("not poisoned").checkpoints.push((self.number, ordinal));
@@ -334,6 +347,16 @@ impl Journal for Written {
             *self.asked_until_then.lock().expect("not poisoned") = Some(self.provider.asked().len());
             self.stopper.lock().expect("not poisoned").ask(Stop::HandBack);
         }
+    }
+}
+
+#[async_trait]
+impl Journal for Written {
+    async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
+        let ordinal = self.written.fetch_add(1, Ordering::Relaxed);
+        self.points.pass().await;
+        tokio::time::sleep(self.takes).await;
+        self.write(ordinal, delta);
         self.points.pass().await;
         Ok(())
     }
@@ -350,6 +373,8 @@ struct OneAttempt {
     points: Arc<Points>,
     written: Arc<AtomicUsize>,
     killed: CancellationToken,
+    journal: Arc<Written>,
+    offers: Arc<Offers>,
 }
 
 impl OneAttempt {
@@ -386,15 +411,28 @@ impl Ledger for OneAttempt {
 
     async fn settle(&self, call: &ModelCall, settlement: Settlement) -> Result<(), Unavailable> {
         let after = settlement.after_checkpoints as usize;
+        let taken = match (&settlement.answer, settlement.taken) {
+            (Some(answer), Some(TakenAs { number, passed })) => {
+                self.offers.offer(number, &answer.body, passed, Usage::default()).await
+            }
+            _ => None,
+        };
+        let taken = taken.map(|taken| (taken, self.written.fetch_add(1, Ordering::Relaxed)));
         self.pass().await;
         if let Some(answer) = settlement.answer {
-            self.books
-                .lock()
-                .expect("not poisoned")
-                .answers
-                .insert(call.request, (answer, self.number, after));
+            let mut books = self.books.lock().expect("not poisoned");
+            books.paid += 1;
+            if taken.is_none() {
+                books.answers.insert(call.request, (answer, self.number, after));
+            }
+        }
+        if let Some((Taken { delta, .. }, ordinal)) = &taken {
+            self.journal.write(*ordinal, delta);
         }
         self.pass().await;
+        if let Some((Taken { durable, .. }, _)) = taken {
+            let _ = durable.send(Ok(()));
+        }
         Ok(())
     }
 

@@ -29,7 +29,7 @@ use super::refusal::Refusal;
 use super::waiting::Room;
 use super::{Inner, Upstream, headers, limits, url};
 use crate::frames::Frames;
-use crate::ledger::{Answer, Call, Given, Learnt, MOST_OF_A_CALL, Settlement};
+use crate::ledger::{Answer, Call, Given, Learnt, MOST_OF_A_CALL, Settlement, TakenAs};
 use crate::usage::{Meter, NoUsage, Outcome, Seen, refused_before_work};
 use crate::wire::{Ask, Bound, Wire};
 
@@ -64,6 +64,15 @@ pub(super) struct Exchange {
     pub(super) is_counted: bool,
     /// Its place among the calls of its provider.
     pub(super) slot: Option<Slot>,
+}
+
+/// An answer that is whole.
+struct Whole {
+    answer: Answer,
+    /// Whether other jobs may be given it: it refuses nothing.
+    is_shareable: bool,
+    /// How many of its bytes the program was passed: all but the last event of a stream.
+    passed: Option<usize>,
 }
 
 pub(super) type Replied = Result<Response, Refusal>;
@@ -283,8 +292,8 @@ impl Exchange {
         let content_type =
             kept.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
         let answer = || Answer { content_type: content_type.to_owned(), body: body.clone() };
-        let answer = is_answer.then(|| (answer(), meter.is_shareable()));
-        match self.settle(outcome, request_id, answer).await {
+        let whole = || Whole { answer: answer(), is_shareable: meter.is_shareable(), passed: None };
+        match self.settle(outcome, request_id, is_answer.then(whole)).await {
             Some(after) if is_answer => place.answered(after),
             None if is_answer => return refuse(reply, Refusal::cut("the ledger did not take the answer")),
             _ => drop(place),
@@ -333,9 +342,11 @@ impl Exchange {
                 if seen == Seen::End {
                     let kind = content_type.as_ref().and_then(|value| value.to_str().ok());
                     let content_type = kind.unwrap_or("text/event-stream").to_owned();
+                    let passed = Some(whole.len() - frame.bytes().len());
                     let answer = Answer { content_type, body: whole.split().freeze() };
-                    let answer = meter.is_answer().then(|| (answer, meter.is_shareable()));
-                    let is_answer = answer.is_some();
+                    let is_answer = meter.is_answer();
+                    let is_shareable = meter.is_shareable();
+                    let answer = is_answer.then_some(Whole { answer, is_shareable, passed });
                     if let Some(after) = self.settle(self.outcome(&meter), request_id, answer).await {
                         if is_answer {
                             place.answered(after)
@@ -378,7 +389,7 @@ impl Exchange {
         &self,
         outcome: Outcome,
         provider_request_id: Option<String>,
-        answer: Option<(Answer, bool)>,
+        whole: Option<Whole>,
     ) -> Option<u32> {
         let counted = outcome.clone();
         if let Outcome::Unknown(reason) = &outcome {
@@ -386,16 +397,25 @@ impl Exchange {
                 "what a model call costs is not known: its reservation counts in full");
         }
         let learnt = self.learnt.clone();
-        let (answer, is_shareable) = answer.unzip();
-        let is_shareable = is_shareable.unwrap_or(false);
+        let is_shareable = whole.as_ref().is_some_and(|whole| whole.is_shareable);
+        let number = headers::taken_as(&self.headers);
+        let taken = whole.as_ref().and_then(|whole| Some(TakenAs { number: number?, passed: whole.passed? }));
+        let answer = whole.map(|whole| whole.answer);
         let ledger = &self.attempt.attempt.ledger;
         if answer.is_some() {
             // What its program has written so far was written before it has this answer, and must not cover it.
             let _ended_or_late = timeout(DURABLE_WITHIN, self.attempt.until_durable()).await;
         }
         let after_checkpoints = ledger.checkpoints().written;
-        let settlement =
-            Settlement { outcome, provider_request_id, answer, after_checkpoints, is_shareable, learnt };
+        let settlement = Settlement {
+            outcome,
+            provider_request_id,
+            answer,
+            after_checkpoints,
+            is_shareable,
+            learnt,
+            taken,
+        };
         let settled = ledger.settle(&self.call, settlement).await;
         // A checkpoint that counts it covers its answer, which a later attempt would count again.
         self.attempt.note_settled(&counted, self.call.bound.cost);

@@ -13,9 +13,12 @@ const AUTHORIZATION: &str = "authorization";
 /// Asks for an answer that an earlier attempt has paid, and for none of a model.
 pub(super) const ONLY_STORED: &str = "x-harness-only-stored";
 
-/// Not passed to the provider: what belongs to one connection, keys and accounts (ours alone pay), and the encodings of
-/// answers (their bytes are read beside).
-const NOT_SENT: [&str; 17] = [
+/// Names a call whose answer its run takes into its session itself ([`crate::Ledger::settle`]).
+const TAKEN_AS: &str = "x-harness-taken-as";
+
+/// Not passed to the provider: what belongs to one connection, keys and accounts (ours alone pay), the encodings of
+/// answers (their bytes are read beside), and what is said to the gateway.
+const NOT_SENT: [&str; 18] = [
     "accept-encoding",
     "authorization",
     "connection",
@@ -33,6 +36,7 @@ const NOT_SENT: [&str; 17] = [
     "transfer-encoding",
     "upgrade",
     "x-api-key",
+    TAKEN_AS,
 ];
 /// Headers of a program that change what is answered.
 pub(super) const CHANGES_ANSWERS: [&str; 3] = ["anthropic-beta", "anthropic-version", "openai-beta"];
@@ -44,6 +48,11 @@ const NOT_RETURNED: [&str; 7] =
 pub(super) fn token(headers: &HeaderMap) -> Option<&str> {
     let key = headers.get(X_API_KEY).and_then(|value| value.to_str().ok());
     key.or_else(|| headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer "))
+}
+
+/// Returns the number under which the run takes the answer, if it does.
+pub(super) fn taken_as(headers: &HeaderMap) -> Option<u64> {
+    headers.get(TAKEN_AS)?.to_str().ok()?.parse().ok()
 }
 
 /// Returns whose protocol a program speaks where the path does not say it.
