@@ -173,7 +173,7 @@ async fn cancel_job(door: Shared, principal: Principal, Id(id): Id) -> Result<Re
     let answered = timeout.ask(cancelling).await.map_err(|problem| problem.of_job(job_id))?;
     let answer = match answered {
         Answer::Done(answers) => answers.first().map(|(_, answer)| *answer),
-        // The ledger has it, so that it is as old as its results are.
+        // It has ended since it was seen, and its result is so old that it was removed.
         Answer::Refused(_) => None,
     };
     let status = match answer {

@@ -370,8 +370,8 @@ impl Store {
     /// Cancels jobs, whether or not the ledger has seen them yet. Returns an answer for each, in their order,
     /// and the jobs that ended. The operators' log names the actor.
     ///
-    /// The ids must lie within the retention ([`JobId::check_window`]). For older ones there is no partition
-    /// to record the end in.
+    /// An id that the ledger does not know must lie within the retention ([`JobId::check_window`]). For an older one there
+    /// is no partition to record the end in; for a live job there is one, however old it is.
     pub async fn cancel(
         &self,
         actor: &str,

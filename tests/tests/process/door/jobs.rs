@@ -1,9 +1,17 @@
 //! A job over HTTP, from its submission to its result.
 
 use http::Method;
-use job::JobId;
+use job::{JobId, JobSpec};
 use serde_json::json;
-use tests::{Api, Fleet, until};
+use tests::{Api, Fleet, Ran, until};
+use uuid::Uuid;
+
+/// A job of this session that was submitted so many hours ago.
+fn job_from(hours_ago: u32, session: &str) -> JobSpec {
+    let now = Uuid::from(JobId::now()).as_u128();
+    let id = Uuid::from_u128(now - (u128::from(hours_ago) * 3_600_000 << 80));
+    JobSpec { job_id: id.try_into().expect("version 7"), ..tests::job(session, "echo", json!(1)) }
+}
 
 #[tokio::test]
 async fn a_job_is_accepted_waited_for_and_read() {
@@ -134,4 +142,41 @@ async fn a_door_that_is_asked_to_stop_answers_those_who_wait_and_ends() {
     door.terminate();
     assert_eq!(waiting.await.unwrap().is(202).text("job_id"), job_id);
     assert_eq!(door.exit().await, 0);
+}
+
+#[tokio::test]
+async fn a_live_job_is_cancelled_however_old_it_is() {
+    let fleet = Fleet::new().await;
+    let old = ["one", "two", "three"].map(|session| job_from(36, session));
+    let young = tests::job("three", "echo", json!(1));
+    fleet.store.accept(&old).await.expect("accepted");
+    fleet.store.accept(std::slice::from_ref(&young)).await.expect("accepted");
+    let door = fleet.door("door").set("RETENTION_DAYS", 1).start().await;
+    let api = Api::of(&door).await;
+    let cancel = async |arguments: &[&str]| {
+        let mut command = fleet.producer_command(&["cancel"]);
+        command.args(arguments).env("RETENTION_DAYS", "1");
+        Ran::of(command, "").await
+    };
+    let [one, two, three] = old.map(|spec| spec.job_id.to_string());
+    api.get(&format!("/v1/jobs/{one}")).await.is(200);
+    for _ in 0..2 {
+        let cancelled = api.post(&format!("/v1/jobs/{one}/cancel"), &json!(null)).await.is(200);
+        assert_eq!(cancelled.text("state"), "cancelled");
+    }
+    let ran = cancel(&[&two]).await;
+    assert_eq!((ran.code, ran.out.trim()), (0, format!("{two} cancelled").as_str()), "{ran:?}");
+    let ran = cancel(&[&two]).await;
+    assert!(ran.code == 3 && ran.out.contains("had ended before: cancelled"), "{ran:?}");
+    let ran = cancel(&["--session", "three"]).await;
+    let both = format!("{} cancelled\n{three} cancelled", young.job_id);
+    assert_eq!((ran.code, ran.out.trim()), (0, both.as_str()), "{ran:?}");
+
+    // For the end of one that the ledger does not know there is no place.
+    let unknown = job_from(36, "s").job_id.to_string();
+    api.post(&format!("/v1/jobs/{unknown}/cancel"), &json!(null)).await.problem(404, None);
+    let ran = cancel(&[&unknown]).await;
+    assert!(ran.code == 2 && ran.err.contains(&format!("job_id: got {unknown}")), "{ran:?}");
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_jobs").await, 0);
+    fleet.database.audited().await;
 }
