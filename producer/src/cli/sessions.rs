@@ -51,7 +51,7 @@ impl Sessions {
         let key = SessionKey::new(&which.tenant, &which.session);
         let ledger = context.checked_ledger().await?;
         let Some(session) = SessionNow::read(&ledger.store, &key).await? else {
-            note!("{}: no such session; a session is created when its first job is claimed", which.session);
+            note!("{}: no such session", which.session);
             return Ok(ExitCode::FAILURE);
         };
         match &self.command {

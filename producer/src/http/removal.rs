@@ -30,7 +30,7 @@ pub fn routes() -> OpenApiRouter<Arc<Door>> {
     responses(
         (status = 204, description = "Its state is empty"),
         (status = 404, description = "There is no such session", body = Problem),
-        (status = 409, description = "It has jobs that have not ended", body = Problem),
+        (status = 409, description = "It has jobs that have not ended, begun or not", body = Problem),
     )
 )]
 async fn empty_session(door: Shared, principal: Principal, Id(id): Id) -> Result<StatusCode, Problem> {

@@ -106,6 +106,8 @@ pub struct Session {
 }
 
 /// List sessions, by name
+///
+/// A session is listed from the first time that a worker takes one of its jobs.
 #[utoipa::path(
     get,
     path = "/v1/sessions",
@@ -139,6 +141,9 @@ async fn list_sessions(
 }
 
 /// Read a session
+///
+/// It is there as soon as a job of it is accepted. Until a worker takes the first one, its state is empty, its counters are
+/// 0, and its times are those of that job.
 #[utoipa::path(
     get,
     path = "/v1/sessions/{id}",

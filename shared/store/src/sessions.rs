@@ -72,6 +72,7 @@ pub struct CheckpointView {
     pub entries: Option<Box<RawValue>>,
 }
 
+/// A session whose jobs no worker has claimed yet has no row: its first live job says what is known of it.
 const READ: &str = concat!(
     "SELECT s.session_id, s.agent_id, s.user_id, ",
     rfc3339!("s.created_at"),
@@ -83,7 +84,14 @@ const READ: &str = concat!(
        s.feature_progress::text, c.checkpoints::text, ",
     session_blobs!("s.blobs IS NOT NULL OR c.refers", "s.session_id"),
     "
-  FROM harness_sessions s
+  FROM (SELECT session_id, agent_id, user_id, created_at, last_updated, version, iteration_count, cost_microusd,
+               input_tokens, output_tokens, memory, context_json, context_window, feature_progress, blobs
+          FROM harness_sessions WHERE session_id = $1
+         UNION ALL
+       (SELECT session_id, agent_id, user_id, accepted_at, accepted_at, 0, 0, 0, 0, 0, '{}', NULL, NULL, '{}', NULL
+          FROM harness_jobs
+         WHERE session_id = $1 AND NOT EXISTS (SELECT FROM harness_sessions WHERE session_id = $1)
+         ORDER BY seq LIMIT 1)) s
  CROSS JOIN LATERAL (
        SELECT coalesce(sum(iterations), 0)::bigint AS iterations, coalesce(sum(cost_microusd), 0)::bigint AS cost,
               coalesce(sum(input_tokens), 0)::bigint AS tokens_in, coalesce(sum(output_tokens), 0)::bigint AS tokens_out,
@@ -91,8 +99,7 @@ const READ: &str = concat!(
     rfc3339!("created_at"),
     ", 'delta', delta, 'entries', context_json) ORDER BY epoch, ordinal) AS checkpoints,
               coalesce(bool_or(blobs IS NOT NULL), false) AS refers
-         FROM harness_checkpoints c WHERE c.session_id = s.session_id) c
- WHERE s.session_id = $1"
+         FROM harness_checkpoints c WHERE c.session_id = s.session_id) c"
 );
 
 /// What emptying a session's state came to.
@@ -105,6 +112,9 @@ pub enum Emptied {
     /// There is no such session.
     Unknown,
 }
+
+/// Before the session has a row to lock, its live jobs alone say that it is there.
+const IS_LIVE: &str = "SELECT FROM harness_jobs WHERE session_id = $1 LIMIT 1";
 
 /// Holds up claims and conclusions of the session's jobs.
 const LOCK: &str = "SELECT FROM harness_sessions WHERE session_id = $1 FOR UPDATE";
@@ -149,18 +159,18 @@ impl Store {
     /// Empties a session's state: memory, context window, progress; and its history. An actor is noted in the operators' log.
     pub async fn empty_session(&self, actor: &str, key: &SessionKey) -> Result<Emptied, StoreError> {
         let (key, name) = (key.as_str(), SessionKey::split(key.as_str()).1);
-        let tx =
-            Tx::prepare(&self.pool, "empty_session", [LOCK, EMPTY, FORGET_HISTORY, FORGET_BLOBS]).await?;
-        let [locked, emptied, _, _] =
-            tx.run([&[&key], &[&actor, &key, &name.as_str()], &[&key], &[&key]]).await?;
+        let statements = [IS_LIVE, LOCK, EMPTY, FORGET_HISTORY, FORGET_BLOBS];
+        let tx = Tx::prepare(&self.pool, "empty_session", statements).await?;
+        let [live, locked, emptied, _, _] =
+            tx.run([&[&key], &[&key], &[&actor, &key, &name.as_str()], &[&key], &[&key]]).await?;
         Ok(match (locked.is_empty(), emptied.is_empty()) {
-            (true, _) => Emptied::Unknown,
-            (false, true) => Emptied::Busy,
+            (true, _) if live.is_empty() => Emptied::Unknown,
+            (true, _) | (false, true) => Emptied::Busy,
             (false, false) => Emptied::Done,
         })
     }
 
-    /// Returns a session, or `None` if there is none of that key.
+    /// Returns a session, or `None` if there is neither one of that key nor a live job that will make one.
     pub async fn session(&self, key: &SessionKey) -> Result<Option<SessionView>, StoreError> {
         let rows = query(&self.pool, "session", READ, &[&key.as_str()]).await?;
         let Some(row) = rows.first() else { return Ok(None) };

@@ -48,6 +48,44 @@ async fn an_emptied_session_keeps_its_counters_and_goes_on_from_nothing() {
 }
 
 #[tokio::test]
+async fn a_session_is_there_from_the_acceptance_of_its_first_job() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let jobs = ["echo", "other"].map(|agent| json!({"session_id": "s", "agent_id": agent, "user_id": "u"}));
+    let accepted = [api.submit(&jobs[0]).await.is(202), api.submit(&jobs[1]).await.is(202)];
+    api.delete("/v1/sessions/s").await.problem(409, None);
+    let session = api.get("/v1/sessions/s").await.is(200).json();
+    let shown = |field: &str| &session[field];
+    assert_eq!((shown("session_id"), shown("agent_id")), (&json!("s"), &json!("echo")), "{session}");
+    assert_eq!([shown("jobs"), shown("iterations"), shown("input_tokens")], [&json!(0); 3], "{session}");
+    assert_eq!((shown("memory"), shown("context_window")), (&json!({}), &json!([])), "{session}");
+    assert_eq!(shown("feature_progress"), &json!({}), "{session}");
+    let at = json!(accepted[0].text("accepted_at"));
+    assert_eq!([shown("created_at"), shown("last_updated")], [&at; 2], "{session}");
+    let ran = fleet.producer(&["sessions", "show", "s", "--json"]).await;
+    assert_eq!(
+        (ran.code, &ran.json()[0]["agent_id"], &ran.json()[0]["user_id"]),
+        (0, &json!("echo"), &json!("u"))
+    );
+    // To look wrote nothing.
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_sessions").await, 0);
+
+    let worker = fleet.worker("worker").start().await;
+    for job in &accepted {
+        api.wait(&job.text("job_id")).await.is(200);
+    }
+    assert_eq!(api.get("/v1/sessions/s").await.is(200).json()["jobs"], 2);
+    api.delete("/v1/sessions/s").await.is(204);
+    for (method, path) in [("GET", "/v1/sessions/t"), ("DELETE", "/v1/sessions/t")] {
+        let asked = api.send(method.parse().expect("a method"), path, &[], Vec::new()).await;
+        asked.problem(404, None);
+    }
+    drop(worker);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
 async fn a_dropped_dead_letter_leaves_the_list_and_keeps_its_result() {
     let fleet = Fleet::new().await;
     let _worker = fleet.worker("worker").start().await;
