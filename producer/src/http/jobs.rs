@@ -215,12 +215,21 @@ async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Respo
     if let Some(refused) = admitted.refused {
         return Err(refused.of_job(job_id));
     }
-    let actor = principal.actor();
-    let renewing = redrive_one(&door.dispatch, &actor, job_id, &limits);
+    let (own, actor, tenant) = (door.0.clone(), principal.actor(), principal.tenant().clone());
+    // The new job is published after the commit.
+    let renewing = door.to_the_end(async move {
+        let renewal = redrive_one(&own.dispatch, &actor, job_id, &limits).await?;
+        Ok(match renewal {
+            Renewal::Redriven(new, submitted) => {
+                own.backlog.taken_in(&tenant, 1);
+                own.publishing.hand_over(*submitted);
+                Ok(new)
+            }
+            Renewal::Kept(why) => Err(why),
+        })
+    });
     match timeout.ask(renewing).await.map_err(|problem| problem.of_job(job_id))? {
-        Renewal::Redriven(new, submitted) => {
-            door.backlog.taken_in(principal.tenant(), 1);
-            door.publishing.hand_over(*submitted);
+        Ok(new) => {
             let view = seen(&door, &principal, new, timeout).await.map_err(|problem| problem.of_job(new))?;
             let mut response = at(StatusCode::ACCEPTED, Job::of(view, &principal), &principal);
             if let Some(rate) = admitted.rate {
@@ -228,7 +237,7 @@ async fn redrive(door: Shared, principal: Principal, Id(id): Id) -> Result<Respo
             }
             Ok(response)
         }
-        Renewal::Kept(why) => Err(Problem::new(Kind::Conflict, why).of_job(job_id)),
+        Err(why) => Err(Problem::new(Kind::Conflict, why).of_job(job_id)),
     }
 }
 

@@ -298,6 +298,31 @@ async fn a_request_that_asks_postgres_several_times_has_one_time_limit_for_all_o
 }
 
 #[tokio::test]
+async fn a_redrive_that_commits_behind_its_503_is_published_all_the_same() {
+    const WITHIN: Duration = Duration::from_secs(5);
+    let fleet = Fleet::new().await;
+    let [_, failed] = fleet.after_one_success_and_one_failure().await;
+    // Nobody else publishes.
+    let door = fleet.door("door").set("API_ANSWER_WITHIN_MS", WITHIN.as_millis()).start().await;
+    let api = Api::of(&door).await;
+    api.get(&format!("/v1/jobs/{failed}")).await.is(200);
+    let mut holder = fleet.database.connect().await;
+    let lock = format!("BEGIN; SELECT FROM harness_results WHERE job_id = '{failed}' FOR UPDATE");
+    raw_sql(AssertSqlSafe(lock)).execute(&mut holder).await.expect("locked");
+    let (asking, path) = (api.clone(), format!("/v1/jobs/{failed}/redrive"));
+    let asking = tokio::spawn(async move { asking.post(&path, &json!(null)).await });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    until("it waits", async || (fleet.database.count(waits).await > 0).then_some(())).await;
+    let unknown = asking.await.unwrap().problem(503, None);
+    assert_eq!(unknown.text("job_id"), failed);
+    raw_sql("ROLLBACK").execute(&mut holder).await.expect("released");
+    let queued = "SELECT count(*) FROM harness_jobs WHERE state = 'queued'";
+    until("the new job is published", async || (fleet.database.count(queued).await == 1).then_some(())).await;
+    let again = api.post(&format!("/v1/jobs/{failed}/redrive"), &json!(null)).await;
+    again.problem(409, None);
+}
+
+#[tokio::test]
 async fn an_id_that_another_transaction_holds_keeps_no_other_caller_waiting() {
     let fleet = Fleet::new().await;
     let door = fleet.door("door").start().await;
