@@ -346,12 +346,14 @@ impl Taking<'_> {
 }
 
 /// The pool `default` is always known. Another one is from the first worker that served it: a row of one of its workers is
-/// kept. So is one that an autoscaler has decided about, which starts workers when there are jobs.
+/// kept. So is one that an autoscaler has decided about, which starts workers when there are jobs, and one that an
+/// operator has given a line.
 const SERVED_POOLS: &str = "
     SELECT t.pool FROM unnest($1::text[]) AS t(pool)
      WHERE t.pool = 'default'
         OR (SELECT w.pool FROM harness_workers w WHERE w.pool = t.pool LIMIT 1) IS NOT NULL
-        OR (SELECT d.pool FROM harness_scale_decisions d WHERE d.pool = t.pool LIMIT 1) IS NOT NULL";
+        OR (SELECT d.pool FROM harness_scale_decisions d WHERE d.pool = t.pool LIMIT 1) IS NOT NULL
+        OR (SELECT p.pool FROM harness_pools p WHERE p.pool = t.pool) IS NOT NULL";
 
 impl Store {
     /// Takes jobs of one caller into the ledger, in their order, and as many in a transaction as fit into one; where one of
@@ -432,7 +434,8 @@ impl Store {
         Ok(rows.iter().filter_map(read).collect())
     }
 
-    /// Returns those of these pools that a worker serves or has ever served, or that will have workers.
+    /// Returns those of these pools that a worker serves or has ever served, that will have workers, or that an operator
+    /// has named.
     pub async fn served_pools(&self, pools: &BTreeSet<Name>) -> Result<BTreeSet<Name>, StoreError> {
         let names: Vec<&str> = pools.iter().map(Name::as_str).collect();
         let rows = query(&self.pool, "served_pools", SERVED_POOLS, &[&names]).await?;

@@ -100,6 +100,26 @@ async fn what_is_wrong_with_a_request_is_answered_with_a_problem() {
 }
 
 #[tokio::test]
+async fn a_pool_takes_jobs_from_the_time_that_an_operator_has_named_it() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let schedule = json!({"name": "s", "cron": "0 0 29 2 *", "job": {"agent_id": "echo", "pool": "gpu"}});
+    let spec = json!({"agent_id": "echo", "pool": "gpu"});
+    let refused = api.submit(&spec).await.problem(422, Some("pool"));
+    assert!(refused.text("detail").contains("got \"gpu\""), "{refused:?}");
+    api.post("/v1/schedules", &schedule).await.is(422);
+    fleet.line("gpu").await;
+    assert_eq!(api.submit(&spec).await.is(202).text("state"), "waiting");
+    assert_eq!(api.post("/v1/jobs/batch", &json!([spec])).await.is(200).json()["accepted"], 1);
+    api.post("/v1/schedules", &schedule).await.is(201);
+    let off = fleet.producer(&["pools", "line", "gpu", "off"]).await;
+    assert_eq!(off.code, 0, "{off:?}");
+    api.submit(&spec).await.is(202);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
 async fn a_body_that_never_ends_and_a_head_that_never_comes_hold_up_no_others() {
     let fleet = Fleet::new().await;
     let door = fleet.door("door").start().await;
