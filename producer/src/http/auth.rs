@@ -19,6 +19,7 @@ use super::answers::Asker;
 use super::cors::Origins;
 use super::ledger::Timeout;
 use super::problem::{Kind, Problem};
+use super::query::only_known;
 use super::{Door, metrics};
 use crate::access::{Keys, Refused};
 
@@ -77,6 +78,8 @@ impl Principal {
         ticket: &str,
         stream: &str,
     ) -> Result<Principal, Problem> {
+        // A ticket opens one stream, and is not spent on a request that is wrong.
+        only_known(parts)?;
         let (timeout, address) = (door.timeout(), door.proxies.of(parts));
         let taking = door.keys.take_ticket(ticket, stream);
         let caller = sign_in(door, address, ticket, "ticket", timeout, taking).await?;
@@ -95,6 +98,7 @@ impl Principal {
         if parts.method != Method::GET {
             door.answers.room(principal.tenant())?;
         }
+        only_known(parts)?;
         Ok(principal)
     }
 

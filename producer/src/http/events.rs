@@ -263,7 +263,7 @@ async fn caller(
     query: Option<&str>,
     stream: &str,
 ) -> Result<(Principal, Option<Position>), Problem> {
-    let query = Query::parse(query, &["ticket", "last_event_id"]);
+    let query = Query::parse(query);
     let ticket = query.as_ref().ok().and_then(|query| query.one::<String>("ticket").ok()?);
     let principal = match ticket {
         Some(ticket) => Principal::of_ticket(parts, door, &ticket, stream).await?,

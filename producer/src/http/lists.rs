@@ -187,10 +187,7 @@ async fn list_jobs(
     RawQuery(given): RawQuery,
 ) -> Result<Json<Listed<JobEntry>>, Problem> {
     principal.needs(Scope::Read)?;
-    let query = Query::parse(
-        given.as_deref(),
-        &["state", "agent", "session", "pool", "label", "since", "before", "limit", "cursor"],
-    )?;
+    let query = Query::parse(given.as_deref())?;
     let states = query.all("state")?;
     jobs_page(&door, &principal, query, JobFilter { states, ..JobFilter::default() }).await
 }
@@ -215,10 +212,7 @@ async fn list_dead(
     RawQuery(given): RawQuery,
 ) -> Result<Json<Listed<JobEntry>>, Problem> {
     principal.needs(Scope::Read)?;
-    let query = Query::parse(
-        given.as_deref(),
-        &["agent", "session", "pool", "label", "since", "before", "limit", "cursor"],
-    )?;
+    let query = Query::parse(given.as_deref())?;
     jobs_page(&door, &principal, query, JobFilter { dead: true, ..JobFilter::default() }).await
 }
 

@@ -15,6 +15,7 @@ use utoipa_swagger_ui::SwaggerUi;
 use super::cors::Origins;
 use super::events::{GapEvent, IterationEvent, NoteEvent, StateEvent, TextEvent};
 use super::problem::{Kind, PROBLEM_JSON, Problem};
+use super::query::KnownNames;
 use super::{
     Door, answers, batch, body, events, inputs, jobs, limit_keys, lists, metrics, removal, schedules,
     sessions, spend, tickets, webhooks,
@@ -41,9 +42,10 @@ use super::{
 struct Document;
 
 /// What any route may answer beside its own.
-const COMMON: [(&str, &str); 5] = [
+const COMMON: [(&str, &str); 6] = [
     ("401", "No key, or an unknown one"),
     ("403", "The key lacks the scope"),
+    ("422", "A parameter of the query is unknown"),
     (
         "429",
         "A limit of the tenant, of the key or of the caller's address. Try again after `Retry-After` seconds",
@@ -73,7 +75,8 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
         for operation in [&mut path.get, &mut path.post, &mut path.delete].into_iter().flatten() {
             let responses = &mut operation.responses.responses;
             let with_body = operation.request_body.is_some().then_some(WITH_BODY).into_iter().flatten();
-            for (status, description) in COMMON.into_iter().chain(with_body) {
+            // What is said first of a status is kept.
+            for (status, description) in with_body.chain(COMMON) {
                 let response = ResponseBuilder::new().description(description).build();
                 responses.entry(status.to_owned()).or_insert_with(|| response.into());
             }
@@ -122,6 +125,7 @@ pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
             .split_for_parts()
     };
     complete(&mut document);
+    let known = KnownNames::of(&document);
     // It is made of texts and maps: it always has a JSON form.
     let mut document = serde_json::to_value(document).unwrap_or_default();
     name_formats(&mut document);
@@ -140,6 +144,7 @@ pub fn router(door: Arc<Door>, origins: &Origins) -> Router {
         .layer(from_fn_with_state(door.clone(), body::arrive))
         .layer(from_fn(metrics::measure))
         .layer(Extension(origins.clone()))
+        .layer(Extension(known))
         .with_state(door);
     if origins.is_empty() { routes } else { routes.layer(origins.layer()) }
 }

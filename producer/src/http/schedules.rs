@@ -56,7 +56,7 @@ async fn list(
     RawQuery(given): RawQuery,
 ) -> Result<Json<Listed<Schedule>>, Problem> {
     principal.needs(Scope::Read)?;
-    let query = Query::parse(given.as_deref(), &["limit", "cursor"])?;
+    let query = Query::parse(given.as_deref())?;
     let (behind, limit) = (query.one::<String>("cursor")?, limit(&query)?);
     let listing = door.dispatch.store.schedules(principal.tenant(), behind.as_deref(), limit);
     let found = principal.timeout().ask(listing).await?;
@@ -172,7 +172,7 @@ async fn next(
     RawQuery(given): RawQuery,
 ) -> Result<Json<Listed<Firing>>, Problem> {
     principal.needs(Scope::Read)?;
-    let query = Query::parse(given.as_deref(), &["limit"])?;
+    let query = Query::parse(given.as_deref())?;
     let limit = query.one("limit")?.unwrap_or(FIRINGS);
     if !(1..=MOST_FIRINGS).contains(&limit) {
         return Err(Problem::invalid("limit", format!("got {limit}, expected 1 to {MOST_FIRINGS}")));

@@ -124,8 +124,7 @@ async fn list_sessions(
     RawQuery(given): RawQuery,
 ) -> Result<Json<Listed<SessionEntry>>, Problem> {
     principal.needs(Scope::Read)?;
-    let times = ["created_since", "created_before", "updated_since", "updated_before"];
-    let query = Query::parse(given.as_deref(), &[&["agent", "limit", "cursor"][..], &times].concat())?;
+    let query = Query::parse(given.as_deref())?;
     let time = |name| query.one(name).map(|time| time.map(|Moment(unix_ms)| unix_ms));
     let filter = SessionFilter {
         agent: query.one("agent")?,

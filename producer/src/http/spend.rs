@@ -137,7 +137,7 @@ async fn read_spend(
     RawQuery(given): RawQuery,
 ) -> Result<Json<Spend>, Problem> {
     principal.needs(Scope::Read)?;
-    let query = Query::parse(given.as_deref(), &["by", "days", "cursor"])?;
+    let query = Query::parse(given.as_deref())?;
     let by = columns(query.all::<String>("by")?)?;
     let days = match query.one("days")? {
         None => 1,

@@ -292,7 +292,7 @@ async fn list_deliveries(
     RawQuery(given): RawQuery,
 ) -> Result<Json<Listed<Delivery>>, Problem> {
     principal.needs(Scope::Read)?;
-    let query = Query::parse(given.as_deref(), &["state", "limit", "cursor"])?;
+    let query = Query::parse(given.as_deref())?;
     let (state, before, limit) = (query.one("state")?, query.one("cursor")?, limit(&query)?);
     seen(&door, &principal, &id).await?;
     let listing = door.dispatch.store.deliveries(&id, state, before, limit);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::Method;
 use job::JobId;
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::{Api, Fleet};
 
 const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
@@ -117,6 +117,45 @@ async fn a_pool_takes_jobs_from_the_time_that_an_operator_has_named_it() {
     assert_eq!(off.code, 0, "{off:?}");
     api.submit(&spec).await.is(202);
     fleet.database.audited().await;
+}
+
+/// The routes of the document, with an id that nobody has, and what the document says of each.
+async fn described(api: &Api) -> Vec<(Method, String, Value)> {
+    let document = api.get("/v1/openapi.json").await.is(200).json();
+    let mut routes = Vec::new();
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        let path = path.replace("{id}", &JobId::now().to_string());
+        for (method, operation) in methods.as_object().expect("methods") {
+            let method = method.to_uppercase().parse().expect("a method");
+            routes.push((method, path.clone(), operation.clone()));
+        }
+    }
+    assert!(routes.len() > 30, "{routes:?}");
+    routes
+}
+
+#[tokio::test]
+async fn every_route_refuses_a_parameter_that_it_does_not_read() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    for (method, path, operation) in described(&api).await {
+        let parameters = operation["parameters"].as_array().into_iter().flatten();
+        let names: Vec<&Value> = parameters
+            .filter(|parameter| parameter["in"] == "query")
+            .map(|parameter| &parameter["name"])
+            .collect();
+        let asked = api.send(method.clone(), &format!("{path}?agnet=echo"), &JSON, Vec::new()).await;
+        let said = asked.problem(422, Some("agnet")).text("detail");
+        if names.is_empty() {
+            assert_eq!(said, "an unknown parameter, expected none", "{method} {path}");
+        }
+        for name in names {
+            assert!(said.contains(name.as_str().expect("a name")), "{method} {path}: {said}");
+        }
+        assert!(operation["responses"]["422"].is_object(), "{method} {path}");
+    }
+    api.get("/v1/openapi.json?agnet=echo").await.is(200);
 }
 
 #[tokio::test]
