@@ -8,7 +8,9 @@ use axum::{Extension, Router};
 use serde_json::Value;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
+use utoipa::openapi::{
+    ContentBuilder, Header, HeaderBuilder, ObjectBuilder, Ref, RefOr, ResponseBuilder, Type,
+};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
 
@@ -41,8 +43,14 @@ use super::{
 )]
 struct Document;
 
+/// The server answers so before there is a request, and so without a problem document.
+const TOO_LARGE_A_HEAD: &str = "431";
+
+/// Answers that say when to come back.
+const LATER: [&str; 2] = ["429", "503"];
+
 /// What any route may answer beside its own.
-const COMMON: [(&str, &str); 6] = [
+const COMMON: [(&str, &str); 7] = [
     ("401", "No key, or an unknown one"),
     ("403", "The key lacks the scope"),
     ("422", "A parameter of the query is unknown"),
@@ -50,6 +58,7 @@ const COMMON: [(&str, &str); 6] = [
         "429",
         "A limit of the tenant, of the key or of the caller's address. Try again after `Retry-After` seconds",
     ),
+    (TOO_LARGE_A_HEAD, "It has more than 100 headers, or 64 KiB of them; the answer has no body"),
     ("500", "The ledger refuses to work; the log of the API says why"),
     (
         "503",
@@ -81,12 +90,23 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
                 responses.entry(status.to_owned()).or_insert_with(|| response.into());
             }
             for (status, response) in responses {
-                if let (false, RefOr::T(response)) = (status.starts_with('2'), response) {
+                let RefOr::T(response) = response else { continue };
+                if !status.starts_with('2') && status != TOO_LARGE_A_HEAD {
                     response.content = [(PROBLEM_JSON.to_owned(), problem().into())].into_iter().collect();
+                }
+                if LATER.contains(&status.as_str()) {
+                    response.headers.insert("Retry-After".to_owned(), RefOr::T(retry_after()));
                 }
             }
         }
     }
+}
+
+/// The header `Retry-After`.
+fn retry_after() -> Header {
+    let seconds = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
+    let description = "In how many seconds to try again";
+    HeaderBuilder::new().schema(Some(seconds)).description(Some(description)).build()
 }
 
 /// Names the formats of unsigned numbers as OpenAPI's registry does. The library calls them `u-int32` and `u-int64`.

@@ -159,6 +159,25 @@ async fn every_route_refuses_a_parameter_that_it_does_not_read() {
 }
 
 #[tokio::test]
+async fn the_document_says_when_to_come_back_and_that_a_head_may_be_too_large() {
+    let fleet = Fleet::new().await;
+    let door = fleet.door("door").start().await;
+    for (method, path, operation) in described(&Api::of(&door).await).await {
+        for (status, response) in operation["responses"].as_object().expect("responses") {
+            let header = &response["headers"]["Retry-After"]["schema"]["type"];
+            let comes_back = ["429", "503"].contains(&status.as_str());
+            assert_eq!(header == "integer", comes_back, "{method} {path} {status}: {response}");
+            // The server refuses it before there is a request.
+            let is_problem = response["content"]["application/problem+json"].is_object();
+            assert_eq!(is_problem, !status.starts_with('2') && status != "431", "{method} {path} {status}");
+        }
+        for status in ["401", "403", "429", "431", "500", "503"] {
+            assert!(operation["responses"][status].is_object(), "{method} {path} {status}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_never_ends_and_a_head_that_never_comes_hold_up_no_others() {
     let fleet = Fleet::new().await;
     let door = fleet.door("door").start().await;
