@@ -1,20 +1,24 @@
 //! What was accepted has its end, whatever was away meanwhile; and what is not known to be accepted is answered so,
 //! in time.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
+use futures::future::join_all;
 use job::JobId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, raw_sql};
-use tests::{Api, Database, Fleet, Link, OwnBroker, OwnPostgres, Proxy, until};
+use tests::{Api, Database, Fleet, Link, OwnBroker, OwnPostgres, Proxy, until, until_ok_within};
 use tokio::time::Instant;
 
 use super::webhooks::receiver::Receiver;
 
 /// The two seconds of the promise, and one for a busy machine.
 const IN_TIME: Duration = Duration::from_secs(3);
+/// As many as a batch may have.
+const JOBS: usize = 10_000;
 /// The default of API_ANSWER_WITHIN_MS, which keeps the promise.
 const ANSWER_WITHIN_MS: u64 = 1_700;
 
@@ -71,31 +75,47 @@ async fn jobs_are_accepted_while_rabbitmq_is_stopped_and_all_end_when_it_is_back
     let mut door = fleet.door("door").set("AMQP_URL", &own.url).start().await;
     let api = Api::of(&door).await;
     own.stop().await;
+    // Each batch in sessions of its own.
     let submitting = (0..8).map(|caller| {
         let api = api.clone();
         async move {
-            let mut accepted = Vec::new();
-            for n in 0..25 {
-                let spec = json!({"agent_id": "echo", "session_id": format!("s-{caller}"), "input": n});
-                accepted.push(api.submit(&spec).await.is(202).text("job_id"));
-            }
-            accepted
+            let spec =
+                |n| json!({"agent_id": "echo", "session_id": format!("s-{caller}-{}", n % 100), "input": n});
+            let batch: Vec<Value> = (0..JOBS / 8).map(spec).collect();
+            let batch = api.post("/v1/jobs/batch", &json!(batch)).await.is(200).json();
+            let items = batch["items"].as_array().expect("answers");
+            let ids = items.iter().map(|item| {
+                assert_eq!(item["status"], 202, "{item}");
+                item["job_id"].as_str().expect("an id").to_owned()
+            });
+            ids.collect::<Vec<_>>()
         }
     });
-    let accepted = futures::future::join_all(submitting).await.concat();
+    let accepted: HashSet<String> = join_all(submitting).await.concat().into_iter().collect();
+    assert_eq!(accepted.len(), JOBS);
     let (status, ready) = door.get_json("/ready").await;
     assert_eq!((status, &ready["checks"]["database_connected"]), (200, &json!(true)), "{ready}");
     assert_ne!(ready["checks"]["broker"], "connected", "{ready}");
     // Between acceptance and publish.
     door.kill();
     own.start_again().await;
-    let _worker = fleet.worker("worker").set("AMQP_URL", &own.url).start().await;
+    let worker = fleet.worker("worker").set("AMQP_URL", &own.url).set("WORKER_SLOTS", 64);
+    let _worker = worker.start().await;
     let door = fleet.door("next").set("AMQP_URL", &own.url).start().await;
     let api = Api::of(&door).await;
-    for job_id in &accepted {
+    let live = "SELECT count(*) FROM harness_jobs";
+    until_ok_within(Duration::from_secs(180), "all have ended", async || {
+        match fleet.database.count(live).await {
+            0 => Ok(()),
+            live => Err(live),
+        }
+    })
+    .await;
+    let ended = "SELECT job_id::text FROM harness_results WHERE state = 'succeeded' AND attempts = 1";
+    assert_eq!(HashSet::from_iter(fleet.database.texts(ended).await), accepted);
+    for job_id in accepted.iter().take(10) {
         assert_eq!(api.wait(job_id).await.is(200).text("state"), "succeeded");
     }
-    assert_eq!(accepted.len(), 200);
     fleet.database.audited().await;
 }
 
@@ -352,7 +372,7 @@ async fn an_id_that_another_transaction_holds_keeps_no_other_caller_waiting() {
                     let api = api.clone();
                     async move { api.submit(&json!({"agent_id": "echo", "input": n})).await.is(202) }
                 });
-                futures::future::join_all(submitting).await;
+                join_all(submitting).await;
                 longest = longest.max(asked.elapsed());
             }
             longest
