@@ -136,6 +136,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_network_policy_for_kubernetes_lets_through_what_is_reached_and_no_more() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../ops/k8s/base/network.yaml");
+        let policies = std::fs::read_to_string(file).unwrap();
+        let policy =
+            policies.split("\n---\n").find(|policy| policy.contains("\n  name: webhooks\n")).unwrap();
+        let (_, egress) = policy.split_once("\n  egress:\n").unwrap();
+        let (from, to) = egress.split_once("ports:").unwrap();
+        let mut expected = vec!["0.0.0.0/0".parse::<IpNet>().unwrap()];
+        expected.extend(NOT_PUBLIC_V4.map(IpNet::from));
+        expected.push(PUBLIC_V6.into());
+        expected.extend(NOT_PUBLIC_V6.map(IpNet::from));
+        let words = from.split_whitespace().map(|word| word.trim_matches('"'));
+        let named: Vec<IpNet> = words.filter_map(|word| word.parse().ok()).collect();
+        assert_eq!(named, expected);
+        // Of any port.
+        assert_eq!(to.split_whitespace().collect::<Vec<_>>(), ["-", "protocol:", "TCP"]);
+    }
+
+    #[test]
     fn what_is_not_public_is_refused_in_any_notation() {
         let none = Allowed::default();
         for refused in [
