@@ -112,7 +112,9 @@ impl Calls {
                 Duration::from_secs(60)
             }
         };
-        let delay = turn + SPREAD.mul_f64(fastrand::f64());
+        // A job whose deadline is soon after the turn comes back before it.
+        let spread = remaining.map_or(SPREAD, |remaining| SPREAD.min(remaining.saturating_sub(turn) / 2));
+        let delay = turn + spread.mul_f64(fastrand::f64());
         Some(if is_too_late(delay) { Err(failure) } else { Ok(delay) })
     }
 }

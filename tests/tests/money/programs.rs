@@ -11,7 +11,7 @@ use tests::provider::{Fault, PROVIDER_KEY, Provider};
 use tests::{job, until};
 
 /// Asks a model as often as its input says, each time something else, and stops before the question `halt` until a file
-/// is there. Before the question `fails` it fails, once. With `anew` no other run asks the same, and
+/// is there; with `hangs` it stops behind a refusal as well. Before the question `fails` it fails, once. With `anew` no other run asks the same, and
 /// what it costs is in no checkpoint before its end. It knows the gateway by its environment alone.
 const ASKS: &str = r#"#!/usr/bin/env python3
 import json, os, sys, time, urllib.error, urllib.request
@@ -39,8 +39,10 @@ for number in range(asked["questions"]):
             answer = json.load(urllib.request.urlopen(request))
             break
         except urllib.error.HTTPError as refused:
-            while asked.get("hangs"):
-                time.sleep(1)
+            while asked.get("hangs") and not os.path.exists(asked.get("go", "")):
+                if "go" in asked:
+                    open(asked["go"] + ".halted", "w").close()
+                time.sleep(0.02)
             if refused.code != 429:
                 print(json.dumps({"type": "error", "message": f"{refused.code} {refused.read().decode()}"}), flush=True)
                 sys.exit(0)

@@ -7,7 +7,7 @@ use job::{JobSpec, JobState};
 use serde_json::json;
 use store::{Period, Reserved, SpendScope, Store};
 use tests::provider::Provider;
-use tests::{Database, Fleet, OwnPostgres, Runner, until_ok};
+use tests::{Database, Fleet, OwnPostgres, Runner, until, until_ok};
 
 use crate::caller::{Caller, cost, limit};
 use crate::programs::{asks, worker};
@@ -18,11 +18,15 @@ fn set(postgres: &OwnPostgres, at: i64) {
     postgres.clock.set(at - i64::try_from(now).expect("a time"));
 }
 
-/// Checks how long the window lasts that has just begun.
-async fn lasts(store: &Store, period: &str, hours: u64) {
-    let turn = store.until_turn(&format!("fleet:{period}:now:")).await.expect("an answer").expect("a turn");
+/// Checks how long the window of an account lasts that has just begun.
+async fn lasts(store: &Store, account: &str, hours: u64) {
+    let turn = until_turn(store, account).await;
     let whole = Duration::from_secs(hours * 3_600);
     assert!(turn < whole && turn > whole - Duration::from_secs(120), "{turn:?} of {hours} h");
+}
+
+async fn until_turn(store: &Store, account: &str) -> Duration {
+    store.until_turn(account).await.expect("an answer").expect("a turn")
 }
 
 #[tokio::test]
@@ -37,7 +41,7 @@ async fn windows_turn_at_midnight_of_the_zone_also_when_clocks_are_changed() {
 
     // The night in which summer time begins.
     set(&postgres, 1_806_188_410); // 2027-03-27T23:00:10Z
-    lasts(&store, "day", 23).await;
+    lasts(&store, "fleet:day:2027-03-28:", 23).await;
     set(&postgres, 1_806_530_370); // 2027-03-31T21:59:30Z
     let call = caller.granted(10).await;
     assert!(matches!(caller.reserve(&caller.call(1)).await, Reserved::Busy { .. }));
@@ -63,8 +67,19 @@ async fn windows_turn_at_midnight_of_the_zone_also_when_clocks_are_changed() {
     }
     // The night in which it ends is also the last of its month.
     set(&postgres, 1_824_933_610); // 2027-10-30T22:00:10Z
-    lasts(&store, "day", 25).await;
-    lasts(&store, "month", 25).await;
+    lasts(&store, "agent:day:2027-10-31:coder", 25).await;
+    lasts(&store, "user:month:2027-10:default/a:b", 25).await;
+    // Who asks after the turn has nothing to wait for.
+    for ended in ["agent:day:2027-10-30:coder", "fleet:month:2027-09:"] {
+        assert_eq!(until_turn(&store, ended).await, Duration::ZERO, "{ended}");
+    }
+    assert_eq!(store.until_turn("session:life::s").await.expect("an answer"), None);
+}
+
+/// The Unix time of the next midnight, by the day of this machine's clock: job ids are of now.
+fn midnight() -> i64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    i64::try_from(now.div_ceil(86_400) * 86_400).expect("a time")
 }
 
 #[tokio::test]
@@ -72,9 +87,8 @@ async fn jobs_that_wait_are_due_within_ten_minutes_of_the_turn_and_go_on_in_the_
     let postgres = OwnPostgres::with_clock(0).await;
     let fleet = Fleet::on(Database::new_on(&postgres.url).await);
     let provider = Provider::start().await;
-    // Ten minutes before a day ends, with the day of this machine's clock: job ids are of now.
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
-    let midnight = i64::try_from(now.div_ceil(86_400) * 86_400).expect("a time");
+    // Ten minutes before a day ends.
+    let midnight = midnight();
     set(&postgres, midnight - 600);
     // A question costs about 0.0005 dollars and holds 0.0022: a few are paid, and then no job has room for all of its three.
     let more = "on_exhausted = \"wait\"\n";
@@ -110,5 +124,31 @@ async fn jobs_that_wait_are_due_within_ten_minutes_of_the_turn_and_go_on_in_the_
     assert_eq!(fleet.database.count(days).await, 2, "a call counts in the window of its reservation");
     let bill = "SELECT sum(cost_microusd)::bigint FROM harness_calls";
     assert_eq!(fleet.database.count(bill).await, provider.bill_micros() as i64);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
+async fn a_job_that_was_refused_before_the_turn_and_ends_behind_it_comes_back_within_ten_minutes() {
+    let postgres = OwnPostgres::with_clock(0).await;
+    let fleet = Fleet::on(Database::new_on(&postgres.url).await);
+    let provider = Provider::start().await;
+    let midnight = midnight();
+    set(&postgres, midnight - 300);
+    let launch =
+        worker(&fleet, &provider, "worker", "on_exhausted = \"wait\"\n").set("BUDGET_DAILY", "0.004");
+    // Its lease outlives the change of the clock.
+    let _worker = launch.set("LEASE_S", 3_600).start().await;
+    let go = fleet.folder.path().join("go");
+    let spec = asks("s", json!({"questions": 99, "hangs": true, "go": go}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    let halted = fleet.folder.path().join("go.halted");
+    until("a question is refused", async || halted.exists().then_some(())).await;
+    set(&postgres, midnight + 60);
+    std::fs::write(&go, "").expect("written");
+    let waits = "SELECT count(*) FROM harness_jobs WHERE state = 'scheduled' AND attempts = 0";
+    until("it waits", async || (fleet.database.count(waits).await == 1).then_some(())).await;
+    let due = format!("SELECT extract(epoch FROM due_at)::bigint - {midnight} FROM harness_jobs");
+    let due = fleet.database.count(&due).await;
+    assert!((60..=60 + 600 + 60).contains(&due), "{due} s after the turn");
     fleet.database.audited().await;
 }

@@ -128,10 +128,13 @@ const SET_ZONE: &str = "
     UPDATE harness_spend_zone SET zone = $1
      WHERE zone <> $1 AND now() AT TIME ZONE $1 IS NOT NULL AND NOT EXISTS (SELECT FROM harness_accounts)";
 
-/// In some zones a day begins later than at midnight, or a month with a gap: the zone's own rules say when it turns.
+/// In some zones a day begins later than at midnight, or a month with a gap: the zone's own rules say when it turns. Another
+/// window than that of now has ended: no call is refused by one that has not begun.
 const UNTIL_TURN: &str = "
-    SELECT extract(epoch FROM (date_trunc($1, now() AT TIME ZONE zone) + ('1 ' || $1)::interval) AT TIME ZONE zone
-                              - now())::float8
+    SELECT CASE WHEN $2 = to_char(now() AT TIME ZONE zone, CASE $1 WHEN 'day' THEN 'YYYY-MM-DD' ELSE 'YYYY-MM' END)
+                THEN extract(epoch FROM (date_trunc($1, now() AT TIME ZONE zone) + ('1 ' || $1)::interval) AT TIME ZONE zone
+                                        - now())::float8
+                ELSE 0 END
       FROM harness_spend_zone";
 
 const ZONE: &str = "SELECT zone FROM harness_spend_zone";
@@ -202,14 +205,15 @@ impl Store {
         Ok(!opened.is_empty())
     }
 
-    /// Returns how long it takes until the window of an account ends, by Postgres's clock; `None` if it has no end. The
-    /// account is written as scope:period:window:name.
+    /// Returns how long it takes until the window of an account ends, by Postgres's clock: nothing if it has ended, `None` if
+    /// it has no end. The account is written as scope:period:window:name.
     pub async fn until_turn(&self, account: &str) -> Result<Option<Duration>, StoreError> {
-        let period = account.split(':').nth(1).unwrap_or_default();
+        let mut parts = account.split(':').skip(1);
+        let (period, window) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         if period == Period::Life.as_str() {
             return Ok(None);
         }
-        let rows = query(&self.pool, "until_turn", UNTIL_TURN, &[&period]).await?;
+        let rows = query(&self.pool, "until_turn", UNTIL_TURN, &[&period, &window]).await?;
         let seconds = rows.first().map(|row| row.get::<_, f64>(0));
         Ok(seconds.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
     }
