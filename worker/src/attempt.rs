@@ -3,7 +3,7 @@
 //! Its span lasts from the delivery to the recorded end. Below it are the claim, the harness's run, each iteration once
 //! its checkpoint is durable, and the conclusion. All attempts at a job are in one trace, wherever they run.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use harness::{Delta, Stopper};
@@ -11,6 +11,7 @@ use job::{Failure, FailureCode, JobSpec, Json, Outcome, TraceParent};
 use queue::jobs_queue;
 use service::{JobIds, Origin, Place, Role, Span};
 use store::{Claimed, SessionState};
+use tokio_util::task::TaskTracker;
 
 use crate::fold::Whole;
 use crate::metrics::METRICS;
@@ -43,6 +44,8 @@ pub struct Attempt<'a> {
     /// What stops its run.
     pub stop: Stopper,
     pub begun: Instant,
+    /// The model calls of its run that are under way, once it may make any.
+    pub calls: OnceLock<TaskTracker>,
     span: Span,
 }
 
@@ -74,7 +77,8 @@ impl<'a> Attempt<'a> {
             let waited_ms = worker.lease.now_unix_ms().saturating_sub(spec.job_id.unix_ms());
             METRICS.start_wait.observe(waited_ms as f64 / 1e3);
         }
-        Attempt { worker, spec, claimed, reservation, stop, begun, span }
+        let calls = OnceLock::new();
+        Attempt { worker, spec, claimed, reservation, stop, begun, calls, span }
     }
 
     /// Begins the span of the harness's run.

@@ -69,6 +69,8 @@ impl Calls {
                 )
             },
         )?;
+        // An attempt runs once.
+        let _ = attempt.calls.set(opened.exchanges());
         Ok(Some(Arc::new(Calls { opened: Metered(opened), ledger })))
     }
 
@@ -119,14 +121,24 @@ impl Calls {
     }
 }
 
-/// Counts what a job has paid that is in no checkpoint of it, if it has ended with this attempt. Nobody waits for it.
+/// Counts what a job has paid that is in no checkpoint of it, if it has ended with this attempt, once all its calls are settled:
+/// an answer that its program has given up may still be read for a while. Nobody waits for it.
 pub fn count_repaid(attempt: &Attempt<'_>) {
     let (worker, claim) = (attempt.worker, attempt.claimed.claim.clone());
     if worker.gateway.is_none() || worker.settings.agents.calls(&attempt.spec.agent_id).is_none() {
         return;
     }
-    let store = worker.store.clone();
+    let (store, stopped) = (worker.store.clone(), worker.stop_waiting.clone());
+    let calls = attempt.calls.get().cloned();
     tokio::spawn(async move {
+        if let Some(calls) = calls {
+            calls.close();
+            tokio::select! {
+                () = calls.wait() => {}
+                // Then nothing is settled any more.
+                () = stopped.cancelled() => {}
+            }
+        }
         match store.repaid(&claim).await {
             Ok(cost) => metrics::repaid(cost),
             Err(cause) => {

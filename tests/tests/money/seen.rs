@@ -141,6 +141,26 @@ async fn what_is_paid_again_is_counted_also_of_a_program_that_writes_its_request
 }
 
 #[tokio::test]
+async fn a_call_that_is_settled_after_its_job_has_ended_is_counted_then() {
+    let (fleet, provider) = fleet_and_provider().await;
+    let worker = worker(&fleet, &provider, "worker", "").set("USAGE_DRAIN_S", 3).start().await;
+    provider.fault(Fault::Stalls);
+    let spec = asks("s", json!({"questions": 1}));
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    until("a question is under way", async || (provider.asked().len() == 1).then_some(())).await;
+    assert_eq!(fleet.producer(&["cancel", &spec.job_id.to_string()]).await.code, 0);
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!((view.state, view.cost_usd), (JobState::Cancelled, usd(0)), "nothing is known of it yet");
+    let settled = "SELECT count(*) FROM harness_calls WHERE state = 'unknown'";
+    until("the call is settled", async || (fleet.database.count(settled).await == 1).then_some(())).await;
+    let lost = fleet.database.count("SELECT sum(cost_microusd)::bigint FROM harness_calls").await;
+    repaid(&worker, lost as f64 / 1e6).await;
+    let rows = fleet.producer(&["spend", "--by", "job", "--json"]).await.json();
+    assert_eq!(rows[0]["cost_microusd"], json!(lost), "{rows:?}");
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
 async fn what_the_calls_of_an_ended_job_cost_and_no_checkpoint_has_is_known_to_the_run_that_ended_it() {
     let fleet = Fleet::new().await;
     let runner = Runner::register(&fleet.store).await;

@@ -11,7 +11,7 @@ use crate::database::{query, read_usd};
 use crate::jobs::Claim;
 use crate::{Store, StoreError};
 
-/// What is held when the job ends is not known yet, and not counted. A call that its run has counted in full may have been settled
+/// What is still held is not known yet, and not counted. A call that its run has counted in full may have been settled
 /// for less since, so the difference may be below zero.
 const REPAID: &str = "
     SELECT greatest(c.cost - r.cost_microusd, 0)::bigint
@@ -22,6 +22,7 @@ const REPAID: &str = "
 
 impl Store {
     /// Returns what the calls of a job have cost that is in no checkpoint of it. It is nothing unless this run has ended the job.
+    /// To be asked once all calls of the run are settled.
     pub async fn repaid(&self, claim: &Claim) -> Result<Usd, StoreError> {
         let (job, epoch) = (Uuid::from(claim.job_id()), claim.epoch());
         let rows = query(&self.pool, "repaid", REPAID, &[&job, &epoch]).await?;

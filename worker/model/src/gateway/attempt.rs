@@ -13,6 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::bodies::Bodies;
@@ -81,6 +82,8 @@ pub(super) struct Shared {
     pub attempt: Attempt,
     /// Cancelled when the attempt ends.
     pub ended: CancellationToken,
+    /// Its exchanges that are under way, whether or not its program still waits.
+    pub exchanges: TaskTracker,
     /// The bytes of its requests.
     pub bodies: Bodies,
     /// Who of its requests waits for a place at each provider.
@@ -175,6 +178,11 @@ impl Opened {
         }
     }
 
+    /// Returns its exchanges that are under way. They outlive it: what was sent is settled in every case.
+    pub fn exchanges(&self) -> TaskTracker {
+        self.shared.exchanges.clone()
+    }
+
     /// Returns how long nothing has passed, in either direction. While a request waits for room, this is no time: its
     /// program can do nothing about it.
     pub fn idle(&self) -> Duration {
@@ -204,6 +212,7 @@ impl Shared {
         Shared {
             attempt,
             ended,
+            exchanges: TaskTracker::new(),
             bodies: Bodies::default(),
             turns: Default::default(),
             state: Mutex::new(progress),

@@ -145,8 +145,9 @@ impl Exchange {
             is_counted: false,
             slot: None,
         };
+        let exchanges = exchange.attempt.exchanges.clone();
         let (reply, replied) = oneshot::channel();
-        inner.exchanges.spawn(exchange.run(place, reply));
+        inner.exchanges.spawn(exchanges.track_future(exchange.run(place, reply)));
         replied.await.unwrap_or_else(|_| Err(Refusal::cut("the exchange has failed")))
     }
 

@@ -79,7 +79,8 @@ pub(super) async fn reserve(State(inner): State<Arc<Inner>>, request: Request) -
         let purchase = Purchase { id: Uuid::now_v7(), what, most };
         let id = purchase.id;
         let (reply, replied) = oneshot::channel();
-        inner.exchanges.spawn(hold(inner.clone(), attempt, purchase, reply));
+        let exchanges = attempt.exchanges.clone();
+        inner.exchanges.spawn(exchanges.track_future(hold(inner.clone(), attempt, purchase, reply)));
         replied.await.unwrap_or_else(|_| Err(Refusal::cut("the reservation has failed")))?;
         Ok(json!({"call_id": id}))
     };
