@@ -53,6 +53,23 @@ async fn each_damage_to_money_is_found() {
 }
 
 #[tokio::test]
+async fn a_call_that_stays_held_after_its_run_is_found_while_its_worker_lives() {
+    for (ends, table, since) in
+        [(true, "harness_results", "finished_at"), (false, "harness_jobs", "state_since")]
+    {
+        let (database, caller) = ledger().await;
+        if ends {
+            caller.succeed().await
+        } else {
+            caller.hand_back().await
+        }
+        assert_eq!(found(&database.audit().await), <[&str; 0]>::default(), "its answer may still be read");
+        database.execute(&format!("UPDATE {table} SET {since} = {since} - interval '3 hours'")).await;
+        assert_eq!(found(&database.audit().await), ["holds"], "{table}");
+    }
+}
+
+#[tokio::test]
 async fn an_end_that_costs_more_than_its_calls_is_found_and_what_an_operator_settles_is_not() {
     let (database, caller) = ledger().await;
     // It counted in full in a checkpoint, as the gateway has metered it.

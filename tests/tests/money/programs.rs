@@ -205,6 +205,30 @@ async fn a_settlement_that_postgres_refuses_counts_in_full_and_holds_nothing() {
 }
 
 #[tokio::test]
+async fn a_settlement_that_postgres_cannot_take_for_a_while_loses_nothing() {
+    let (fleet, provider) = fleet_and_provider().await;
+    // As without the right to change the table.
+    let forbid = "
+        CREATE FUNCTION forbid() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'permission denied' USING ERRCODE = '42501'; END $$;
+        CREATE TRIGGER forbid BEFORE UPDATE ON harness_calls FOR EACH ROW
+            WHEN (NEW.state = 'settled') EXECUTE FUNCTION forbid()";
+    fleet.database.execute(forbid).await;
+    let worker = worker(&fleet, &provider, "worker", "").start().await;
+    let mut spec = asks("s", json!({"questions": 1}));
+    spec.retry.max_attempts = 1;
+    fleet.enqueue(std::slice::from_ref(&spec)).await;
+    worker.said("settling a model call failed, trying again").await;
+    fleet.database.execute("DROP TRIGGER forbid ON harness_calls").await;
+    let view = fleet.ended(spec.job_id).await;
+    assert_eq!(view.state, JobState::Succeeded, "{view:?}");
+    assert_eq!(view.cost_usd.micros(), provider.bill_micros());
+    let settled = "SELECT sum(cost_microusd)::bigint FROM harness_calls WHERE state = 'settled'";
+    assert_eq!(fleet.database.count(settled).await, provider.bill_micros() as i64);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
 async fn a_limit_without_a_window_stops_a_job_that_may_wait() {
     let (fleet, provider) = fleet_and_provider().await;
     let launch = worker(&fleet, &provider, "worker", "on_exhausted = \"wait\"\nmax_cost_usd = \"0.002\"\n");

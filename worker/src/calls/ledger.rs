@@ -308,7 +308,7 @@ impl AttemptLedger {
 
     async fn try_to_settle(&self, settled: &SettledCall) -> Result<store::Settled, RetryError<StoreError>> {
         let settle = || self.store.settle(settled.clone());
-        retry("settling a model call", &self.stop_waiting, StoreError::is_retryable, settle).await
+        retry("settling a model call", &self.stop_waiting, may_settle_later, settle).await
     }
 }
 
@@ -436,6 +436,11 @@ impl Ledger for AttemptLedger {
         }
         Ok(found.map(|answer| self.given(answer)))
     }
+}
+
+/// A right or a table that is missing now may be there later, and until then nobody else knows what the call has cost.
+fn may_settle_later(error: &StoreError) -> bool {
+    error.is_retryable() || matches!(error, StoreError::Broken { .. })
 }
 
 fn unavailable(error: StoreError) -> Unavailable {

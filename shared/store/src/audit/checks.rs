@@ -99,7 +99,12 @@ pub(super) const CHECKS: [Check; 47] = [
     check(Conservation, "accounts", "an account equals its calls", ACCOUNTS),
     check(Conservation, "limits", "no account is above its limit, but for overruns", LIMITS),
     check(Conservation, "windows", "a call counts in the window in which it was reserved", WINDOWS),
-    check(Conservation, "holds", "a call is held by a worker that is neither dead nor stopped", HOLDS),
+    check(
+        Conservation,
+        "holds",
+        "a call is held by a worker that is neither dead nor stopped, and not long after its run",
+        HOLDS,
+    ),
     check(
         Conservation,
         "rates",

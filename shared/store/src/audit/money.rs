@@ -86,7 +86,8 @@ pub(super) const RATES: &str = concat!(
      WHERE c.calls > coalesce(m.level, 0)"
 );
 
-/// A run may have ended whose call is still read to its end. Only the death of its worker ends that.
+/// A run may have ended whose call is still read to its end, for an hour at most (`USAGE_DRAIN_S`). A settlement that Postgres does
+/// not take is tried until its worker stops.
 pub(super) const HOLDS: &str = "
     SELECT c.call_id::text, format('job %s: held under epoch %s by worker %s, which is %s',
                                    c.job_id, c.epoch, c.worker_id, coalesce(w.state, 'unknown'))
@@ -98,7 +99,15 @@ pub(super) const HOLDS: &str = "
     UNION ALL
     SELECT c.call_id::text, format('job %s: held under epoch %s, and its run has epoch %s', c.job_id, c.epoch, j.epoch)
       FROM harness_calls c JOIN harness_jobs j ON j.job_id = c.job_id
-     WHERE c.state = 'held' AND j.epoch <> c.epoch";
+     WHERE c.state = 'held' AND j.epoch <> c.epoch
+    UNION ALL
+    SELECT c.call_id::text, format('job %s: held by worker %s, and its run is over since %s', c.job_id, c.worker_id, r.over_since)
+      FROM harness_calls c
+      JOIN (SELECT job_id, finished_at AS over_since FROM harness_results
+            UNION ALL
+            SELECT job_id, state_since FROM harness_jobs WHERE state <> 'running') r ON r.job_id = c.job_id
+      JOIN harness_workers w ON w.worker_id = c.worker_id
+     WHERE c.state = 'held' AND w.state NOT IN ('dead', 'stopped') AND r.over_since < now() - interval '2 hours'";
 
 /// What a checkpoint counts was metered by the run's gateway, which has reserved before and settles soon after. A call
 /// that the gateway could not settle counted with its reservation there, even if an operator has settled it for less.
