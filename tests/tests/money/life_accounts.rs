@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use sqlx::{AssertSqlSafe, Connection};
 use store::{Budget, NewCall, Period, Reserved, SpendScope};
-use tests::{Database, Fleet, Runner};
+use tests::{Database, Fleet, Runner, until};
 
-use crate::caller::{Caller, cost, limit, usd};
+use crate::caller::{Caller, account, cost, limit, usd};
 
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
 
@@ -56,6 +57,41 @@ async fn a_limit_for_life_does_not_begin_anew_after_months_without_a_call() {
         "{refused:?}"
     );
     later.granted(40).await;
+}
+
+#[tokio::test]
+async fn an_account_that_is_opened_locks_its_calls_in_the_order_in_which_settlements_do() {
+    for (scope, key) in [(SpendScope::Session, "session:life:"), (SpendScope::Job, "job:life:")] {
+        let database = Database::new().await;
+        let runner = Runner::register(&database.store()).await;
+        let caller = Caller::new(&runner, "s", &[]).await;
+        // The one with the greater id lies first in the table and its index.
+        let (lower, greater) = (caller.call(10), caller.call(10));
+        for call in [&greater, &lower] {
+            assert_eq!(caller.reserve(call).await, Reserved::Granted);
+        }
+        let mut other = database.connect().await;
+        let mut settling = other.begin().await.expect("a transaction");
+        let lock = format!("SELECT FROM harness_calls WHERE call_id = '{}' FOR UPDATE", lower.call_id);
+        sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *settling).await.expect("locked");
+        let opener = Caller { limits: vec![limit(scope, Period::Life, 100)], ..caller };
+        let call = opener.call(1);
+        let meanwhile = async {
+            let blocked = "SELECT count(*) FROM pg_stat_activity
+                            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+            until("it waits", async || (database.count(blocked).await > 0).then_some(())).await;
+            let free = format!(
+                "SELECT count(*) FROM (SELECT FROM harness_calls WHERE call_id = '{}' FOR UPDATE SKIP LOCKED) free",
+                greater.call_id
+            );
+            assert_eq!(database.count(&free).await, 1, "{scope:?}: the greater id is locked first");
+            settling.rollback().await.expect("released");
+        };
+        let (reserved, ()) = tokio::join!(opener.reserve(&call), meanwhile);
+        assert_eq!(reserved, Reserved::Granted);
+        assert_eq!(account(&runner.store, key).await, (0, 21), "{scope:?}");
+        database.audited().await;
+    }
 }
 
 #[tokio::test]

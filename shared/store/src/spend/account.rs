@@ -244,7 +244,23 @@ macro_rules! take_in {
     };
 }
 
-/// Opens the accounts that are to be open, but those of jobs. A session's takes in the calls that it had before.
+/// The calls of those jobs among `accounts` of which this holds, that count in no account of their job.
+macro_rules! calls_of_jobs {
+    ($holds:literal) => {
+        concat!(
+            "SELECT c.call_id FROM accounts a
+              CROSS JOIN LATERAL (SELECT session_id, job_id FROM harness_jobs j
+                                   WHERE j.job_id = CASE WHEN a.scope = 'job' THEN a.name::uuid END OFFSET 0) j
+              CROSS JOIN LATERAL (SELECT call_id FROM harness_calls c
+                                   WHERE c.session_id = j.session_id AND c.job_id = j.job_id AND NOT c.on_job OFFSET 0) c
+              WHERE a.scope = 'job' AND ",
+            $holds
+        )
+    };
+}
+
+/// Opens the accounts that are to be open, but those of jobs. A session's takes in the calls that it had before. Calls are locked in
+/// the order of their ids, as by every settlement; and with them those that [`OPEN_JOBS`] will take in.
 pub(super) const OPEN: &str = concat!(
     "WITH ",
     accounts!(),
@@ -253,11 +269,25 @@ pub(super) const OPEN: &str = concat!(
         SELECT key FROM accounts
          WHERE scope <> 'job' AND (always OR named IS NOT NULL OR budget IS NOT NULL) ORDER BY key COLLATE \"C\"
         ON CONFLICT DO NOTHING RETURNING key
+    ), sessions AS MATERIALIZED (
+        SELECT name FROM accounts WHERE scope = 'session' AND key = ANY(ARRAY(SELECT key FROM opened))
+    ), locked AS MATERIALIZED (
+        SELECT call_id FROM harness_calls
+         WHERE call_id = ANY(ARRAY(
+               SELECT c.call_id FROM sessions s
+                CROSS JOIN LATERAL (SELECT call_id FROM harness_calls c
+                                     WHERE c.session_id = s.name AND NOT c.on_session OFFSET 0) c
+               UNION ALL ",
+    calls_of_jobs!(
+        "(a.named IS NOT NULL OR a.budget IS NOT NULL)
+                 AND NOT EXISTS (SELECT FROM harness_accounts h WHERE h.key = a.key OFFSET 0)"
+    ),
+    "))
+         ORDER BY call_id FOR UPDATE
     ), adopted AS (
         UPDATE harness_calls SET on_session = true
-         WHERE session_id = ANY(ARRAY(SELECT a.name FROM accounts a JOIN opened o ON o.key = a.key
-                                       WHERE a.scope = 'session'))
-           AND NOT on_session
+         WHERE call_id = ANY(ARRAY(SELECT call_id FROM locked))
+           AND session_id = ANY(ARRAY(SELECT name FROM sessions)) AND NOT on_session
         RETURNING *
     )",
     take_in!("session", "session_id")
@@ -274,14 +304,9 @@ pub(super) const OPEN_JOBS: &str = concat!(
         ON CONFLICT DO NOTHING RETURNING key
     ), adopted AS (
         UPDATE harness_calls SET on_job = true
-         WHERE call_id = ANY(ARRAY(
-               SELECT c.call_id FROM accounts a JOIN opened o ON o.key = a.key
-                CROSS JOIN LATERAL (SELECT session_id, job_id FROM harness_jobs j
-                                     WHERE j.job_id = a.name::uuid OFFSET 0) j
-                CROSS JOIN LATERAL (SELECT call_id FROM harness_calls c
-                                     WHERE c.session_id = j.session_id AND c.job_id = j.job_id OFFSET 0) c
-                WHERE a.scope = 'job'))
-           AND NOT on_job
+         WHERE call_id = ANY(ARRAY(",
+    calls_of_jobs!("a.key = ANY(ARRAY(SELECT key FROM opened))"),
+    ")) AND NOT on_job
         RETURNING *
     )",
     take_in!("job", "job_id")
