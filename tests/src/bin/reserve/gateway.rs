@@ -8,19 +8,25 @@ use reqwest::{Client, Response};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use tests::provider::{PROVIDER_KEY, Provider, client};
-use tests::{Fleet, job, until};
+use tests::{Fleet, Worker, job, until};
 use tokio::task::JoinSet;
 use tokio::time::interval;
 
 /// Answers of which the first byte is awaited, by each way.
 const FIRST_BYTES: u32 = 400;
+/// So many answers a second are asked for.
+const RATES: [u32; 2] = [60, 200];
 /// Streams that are open at the same time.
 const STREAMS: u32 = 500;
+
+/// What the worker says of its calls that are under way.
+const IN_FLIGHT: &str = "harness_model_concurrency{of=\"in_flight\",provider=\"anthropic\"}";
 
 /// Says where its gateway is, and lets its attempt go on.
 const HOLDS: &str = "#!/bin/sh\nprintf '%s %s' \"$HARNESS_GATEWAY_URL\" \"$HARNESS_GATEWAY_TOKEN\" > \"$0.said\"\nexec sleep 86400\n";
 
 /// One way to a provider.
+#[derive(Clone)]
 struct Way {
     client: Client,
     base_url: String,
@@ -37,7 +43,7 @@ pub async fn measure() -> anyhow::Result<()> {
     std::fs::write(&agents, toml)?;
     let launch = fleet.worker("gateway").set("AGENTS_FILE", agents.display()).set("BUDGET_DAILY", "10000");
     let launch = launch.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url());
-    let worker = launch.start().await;
+    let worker = launch.set("MODEL_CONCURRENCY", STREAMS).start().await;
     fleet.enqueue(&[job("s", "holds", json!(null))]).await;
     let said = || std::fs::read_to_string(format!("{program}.said")).ok().filter(|said| said.contains(' '));
     let said = until("the program runs", async || said()).await;
@@ -51,38 +57,65 @@ pub async fn measure() -> anyhow::Result<()> {
 
     let mut postgres = fleet.database.connect().await;
     sqlx::raw_sql("CREATE TABLE bare_commits (n int)").execute(&mut postgres).await?;
-    let (mut directly, mut metered) = (Vec::new(), Vec::new());
-    let (mut counted_directly, mut passed_on) = (Vec::new(), Vec::new());
-    let (mut asked, mut committed) = (Vec::new(), Vec::new());
-    for number in 0..FIRST_BYTES {
-        asked.push(statement(&mut postgres, "SELECT 1").await?);
-        committed.push(statement(&mut postgres, "INSERT INTO bare_commits VALUES (1)").await?);
-        directly.push(direct.first_byte(number).await?);
-        metered.push(through.first_byte(number).await?);
-        counted_directly.push(direct.counted(number).await?);
-        passed_on.push(through.counted(number).await?);
+    let mut number = 0;
+    for rate in RATES {
+        first_bytes(rate, &mut number, [&direct, &through], &mut postgres).await?;
     }
-    let [counted_directly, passed_on] = [counted_directly, passed_on].map(median_ms);
+    streams(&provider, &worker, &through, number).await
+}
+
+/// Prints what the gateway adds to the first byte of a stream, and to a request that needs no reservation, if so many are asked for
+/// a second; and what Postgres takes meanwhile. Each question goes both ways, one after the other.
+async fn first_bytes(
+    rate: u32,
+    number: &mut u32,
+    ways: [&Way; 2],
+    postgres: &mut PgConnection,
+) -> anyhow::Result<()> {
+    let [direct, through] = ways;
+    let (mut asked, mut committed, mut asking) = (Vec::new(), Vec::new(), JoinSet::new());
+    let mut ticks = interval(Duration::from_secs(1) / rate);
+    for _ in 0..FIRST_BYTES {
+        ticks.tick().await;
+        let (direct, through, of) = (direct.clone(), through.clone(), *number);
+        *number += 1;
+        asking.spawn(async move {
+            let first_bytes = [direct.first_byte(of).await?, through.first_byte(of).await?];
+            let counted = [direct.counted(of).await?, through.counted(of).await?];
+            anyhow::Ok((first_bytes, counted))
+        });
+        asked.push(statement(postgres, "SELECT 1").await?);
+        committed.push(statement(postgres, "INSERT INTO bare_commits VALUES (1)").await?);
+    }
+    let mut took: [Vec<Duration>; 4] = Default::default();
+    while let Some(answered) = asking.join_next().await {
+        let (first_bytes, counted) = answered??;
+        took.iter_mut().zip(first_bytes.into_iter().chain(counted)).for_each(|(of, took)| of.push(took));
+    }
+    let [directly, metered, counted_directly, counted_through] = took.map(median_ms);
     let [asked, committed] = [asked, committed].map(median_ms);
     println!(
-        "the way through the gateway, p50 of {FIRST_BYTES} requests that need no reservation: {:.2} ms; beside it Postgres \
-         answers the least question in {asked:.2} ms and commits one row in {committed:.2} ms",
-        passed_on - counted_directly
+        "at {rate} requests a second, p50 of {FIRST_BYTES}:\n  the gateway adds {:.2} ms to the first byte of a stream (aim: 2): \
+         {metered:.2} ms in all, {directly:.2} ms of them without it\n  it adds {:.2} ms to a request that needs no reservation\n  \
+         Postgres answers the least question in {asked:.2} ms, and commits one row in {committed:.2} ms",
+        metered - directly,
+        counted_through - counted_directly
     );
-    let [directly, metered] = [directly, metered].map(median_ms);
-    let added = metered - directly;
-    println!(
-        "first byte of a stream, p50 of {FIRST_BYTES}: {directly:.2} ms without the gateway, {metered:.2} ms with it, {added:.2} ms more (aim 2)"
-    );
+    Ok(())
+}
 
+/// Prints how much memory the worker takes while many streams are under way at once.
+async fn streams(provider: &Provider, worker: &Worker, through: &Way, first: u32) -> anyhow::Result<()> {
     provider.say(100);
     provider.pause(Duration::from_millis(100));
     let before = worker.resident_mb();
     let mut streams = JoinSet::new();
     for number in 0..STREAMS {
-        let response = through.ask(FIRST_BYTES + number).await?;
+        let response = through.ask(first + number).await?;
         streams.spawn(async move { response.bytes().await });
     }
+    let under_way = worker.metric(IN_FLIGHT).await;
+    ensure!(under_way == f64::from(STREAMS), "{under_way} streams are under way at once, expected {STREAMS}");
     let mut most = before;
     let mut ticks = interval(Duration::from_millis(100));
     loop {
