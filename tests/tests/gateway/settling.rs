@@ -74,35 +74,45 @@ async fn a_stream_that_is_cut_after_any_event_is_counted_in_full_and_not_stored(
 
 #[tokio::test]
 async fn a_provider_that_is_away_costs_nothing() {
-    let bench = Bench::start().await;
-    bench.provider.close().await;
-    assert_eq!(bench.send(PATHS[0], &request(PATHS[0], false)).await.status(), 502);
-    assert_eq!(bench.accounts.outcome().await, Outcome::Free);
+    for path in PATHS {
+        for stream in [false, true] {
+            let bench = Bench::start().await;
+            bench.provider.close().await;
+            assert_eq!(bench.send(path, &request(path, stream)).await.status(), 502, "{path} {stream}");
+            assert_eq!(bench.accounts.outcome().await, Outcome::Free, "{path} {stream}");
+        }
+    }
 }
 
 #[tokio::test]
 async fn a_program_that_hangs_up_pays_what_the_provider_bills() {
-    let bench = Bench::start().await;
-    bench.provider.pause(Duration::from_millis(20));
-    let mut answer = bench.send(PATHS[0], &request(PATHS[0], true)).await;
-    answer.chunk().await.expect("an event");
-    drop(answer);
-    let Outcome::Settled(settled) = bench.accounts.outcome().await else { panic!("not settled") };
-    assert_eq!(settled.cost.micros(), bench.provider.bill_micros());
-    assert!(bench.accounts.books(|books| books.answers.len() == 1), "it was whole, so it can be given again");
+    for path in PATHS {
+        let bench = Bench::start().await;
+        bench.provider.pause(Duration::from_millis(20));
+        let mut answer = bench.send(path, &request(path, true)).await;
+        answer.chunk().await.expect("an event");
+        drop(answer);
+        let Outcome::Settled(settled) = bench.accounts.outcome().await else { panic!("{path}: not settled") };
+        assert_eq!(settled.cost.micros(), bench.provider.bill_micros(), "{path}");
+        assert!(bench.accounts.books(|books| books.answers.len() == 1), "{path}: it was whole");
+    }
 }
 
 #[tokio::test]
 async fn an_answer_that_nobody_waits_for_is_read_on_only_for_a_while() {
-    for fault in [Fault::StallsAfter(3), Fault::Stalls] {
-        let bench = Bench::draining(Duration::from_millis(50)).await;
-        bench.provider.fault(fault.clone());
-        let sent = bench.to(PATHS[0], &request(PATHS[0], true)).send();
-        let waiting = tokio::spawn(async move { sent.await.expect("an answer").bytes().await });
-        tests::until("it is asked", async || (!bench.provider.asked().is_empty()).then_some(())).await;
-        waiting.abort();
-        assert_eq!(bench.accounts.outcome().await, Outcome::Unknown(NoUsage::GivenUp), "{fault:?}");
-        bench.check_bill();
+    for path in PATHS {
+        for (fault, stream) in [(Fault::StallsAfter(3), true), (Fault::Stalls, true), (Fault::Stalls, false)]
+        {
+            let bench = Bench::draining(Duration::from_millis(50)).await;
+            bench.provider.fault(fault.clone());
+            let sent = bench.to(path, &request(path, stream)).send();
+            let waiting = tokio::spawn(async move { sent.await.expect("an answer").bytes().await });
+            tests::until("it is asked", async || (!bench.provider.asked().is_empty()).then_some(())).await;
+            waiting.abort();
+            let outcome = bench.accounts.outcome().await;
+            assert_eq!(outcome, Outcome::Unknown(NoUsage::GivenUp), "{path} {stream} {fault:?}");
+            bench.check_bill();
+        }
     }
 }
 
