@@ -62,7 +62,7 @@ pub use own_postgres::OwnPostgres;
 pub use pooler::Pooler;
 pub use processes::Processes;
 pub use proxy::{Link, Proxy};
-pub use python::{python_with, python_with_pika};
+pub use python::{SDKS, python_with, python_with_pika};
 pub use runs::{Runner, claimed, declare_dead, done, folded, leading, older_worker};
 pub use started::{ended, terminate};
 pub use vhost::{Guest, Monitor, Vhost};

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+/// The official SDKs of both providers, as [`python_with`] takes them.
+pub const SDKS: &[(&str, &str)] = &[("anthropic", "anthropic==2.14.0"), ("openai", "openai==3.57.0")];
+
 /// The system's Python if it has pika (`python3-pika`, which `ops/dev/services` installs along), or one of our own below `folder`.
 pub fn python_with_pika(folder: &Path) -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();

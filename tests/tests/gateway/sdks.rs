@@ -5,7 +5,7 @@ use model::Opened;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tests::provider::Script;
-use tests::{python_with, until};
+use tests::{SDKS, python_with, until};
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
@@ -42,7 +42,7 @@ async fn run(attempt: &Opened, program: &str, packages: &'static [(&str, &str)])
 #[tokio::test]
 async fn an_unchanged_program_works_with_the_official_sdks() {
     let bench = Bench::start().await;
-    run(&bench.attempt, "sdks.py", &[("anthropic", "anthropic==2.14.0"), ("openai", "openai==3.57.0")]).await;
+    run(&bench.attempt, "sdks.py", SDKS).await;
     assert_eq!(bench.attempt.metered().calls, 6);
     assert_eq!(bench.attempt.metered().cost.micros(), bench.provider.bill_micros());
 }

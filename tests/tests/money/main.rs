@@ -14,6 +14,7 @@ mod kept;
 mod rates;
 mod audit;
 mod programs;
+mod sdk_programs;
 mod embeddings;
 mod price_file;
 mod commands;
