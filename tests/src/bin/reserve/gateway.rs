@@ -107,7 +107,8 @@ async fn first_bytes(
 /// Prints how much memory the worker takes while many streams are under way at once.
 async fn streams(provider: &Provider, worker: &Worker, through: &Way, first: u32) -> anyhow::Result<()> {
     provider.say(100);
-    provider.pause(Duration::from_millis(100));
+    // Each lasts for 25 s, so that the first has not ended when the last begins.
+    provider.pause(Duration::from_millis(250));
     let before = worker.resident_mb();
     let mut streams = JoinSet::new();
     for number in 0..STREAMS {
