@@ -178,7 +178,7 @@ fn gives_back(speaks: Speaks, answer: &[Block], added: &[Segment]) -> Result<(),
     }
     const ASSISTANT: &str = "\"assistant\"";
     let mut given = added.iter();
-    for block in answer {
+    for block in taken_back(answer) {
         let wrong = |segment: Option<&Segment>, what: &str| {
             let place = segment.map_or("its end", |segment| segment.place.as_str());
             (FindingKind::OtherAnswer, format!("{place}: {what}"), segment.map(|segment| segment.at))
@@ -214,6 +214,21 @@ fn gives_back(speaks: Speaks, answer: &[Block], added: &[Segment]) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Returns what Messages takes back of an answer: no thought that was cut, no text that says nothing, no thought at
+/// the end.
+fn taken_back(answer: &[Block]) -> Vec<&Block> {
+    let is_taken = |block: &&Block| match block {
+        Block::Thinking { signature, .. } => !signature.is_empty(),
+        Block::Text(text) => !text.trim().is_empty(),
+        Block::Tool { .. } | Block::Raw(_) => true,
+    };
+    let mut taken: Vec<&Block> = answer.iter().filter(is_taken).collect();
+    while taken.last().is_some_and(|block| matches!(block, Block::Thinking { .. })) {
+        taken.pop();
+    }
+    taken
 }
 
 /// Checks that the items of Responses come back in their order. Those that nothing follows may be left out: reasoning

@@ -52,6 +52,10 @@ async fn it_refuses_what_messages_refuses() {
     let call = |id: &str| json!({"type": "tool_use", "id": id, "name": "t", "input": {}});
     let result = |id: &str| json!({"type": "tool_result", "tool_use_id": id, "content": "done"});
     let text = |text: &str| json!({"type": "text", "text": text});
+    let thought = |kind: &str| match kind {
+        "thinking" => json!({"type": kind, "thinking": "So.", "signature": "c2ln"}),
+        _ => json!({"type": kind, "data": "eA=="}),
+    };
     let hello = || user(json!("hello"));
     let tool = |name: &str, schema: Value| json!([{"name": name, "input_schema": schema}]);
     let mark = json!({"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}});
@@ -71,6 +75,22 @@ async fn it_refuses_what_messages_refuses() {
             ),
             ("messages", json!([user(json!([text("")]))]), "text content blocks must be non-empty"),
             ("messages", json!([user(json!(""))]), "must have non-empty content"),
+            ("messages", json!([user(json!([text("\n ")]))]), "must contain non-whitespace text"),
+            (
+                "messages",
+                json!([hello(), assistant(json!([text("Hi."), text("\n\n")])), hello()]),
+                "must contain non-whitespace text",
+            ),
+            (
+                "messages",
+                json!([hello(), assistant(json!([text("Hi."), thought("thinking")])), hello()]),
+                "messages.1: The final block in an assistant message cannot be `thinking`.",
+            ),
+            (
+                "messages",
+                json!([hello(), assistant(json!([thought("redacted_thinking")])), hello()]),
+                "cannot be `redacted_thinking`",
+            ),
             (
                 "messages",
                 json!([user(json!([{"type": "text", "text": "x", "mood": 1}]))]),

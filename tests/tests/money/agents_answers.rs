@@ -64,6 +64,41 @@ async fn letters_that_our_own_texts_may_not_hold_go_back_as_they_came() {
     desk.nothing_is_wrong().await;
 }
 
+/// What a provider does not take back: a thought that was cut, a thought that nothing follows, a text of white space.
+#[tokio::test]
+async fn a_session_goes_on_behind_answers_of_which_nothing_goes_back() {
+    // More words than the agents' limit of output has tokens.
+    let cut = json!({"thinking": "Hm ".repeat(300)});
+    let call = json!([{"name": "note", "input": {"say": "it"}}]);
+    let of_one = [
+        cut.clone(),
+        json!({"thinking": "So be it.", "text": "\n\n", "tools": call}),
+        cut,
+        json!({"thinking": "And now.", "text": "Done."}),
+        json!({"thinking": "Nothing is left to say."}),
+        json!({"thinking": "So.", "text": "Said."}),
+    ];
+    let script = json!({"answers": AGENTS.map(|_| of_one.clone()).concat()});
+    let script = Script::parse(&script.to_string()).expect("a script");
+    let desk = Desk { fleet: Fleet::new().await, provider: Provider::playing(script).await };
+    let _worker = desk.worker("worker", "").start().await;
+    for agent in AGENTS {
+        let session = format!("s-{agent}");
+        for (input, says, iterations) in
+            [("Do it.", "Done.", 4), ("And now?", "", 1), ("And then?", "Said.", 1)]
+        {
+            let spec = job(&session, agent, json!(format!("{input} You are {agent}.")));
+            desk.fleet.enqueue(std::slice::from_ref(&spec)).await;
+            let view = desk.fleet.ended(spec.job_id).await;
+            let ended = (view.state, view.attempts, view.iterations, output(&view));
+            let says = format!("{says:?}");
+            assert_eq!(ended, (JobState::Succeeded, 1, iterations, says.as_str()), "{agent}: {view:?}");
+        }
+        assert_eq!(desk.notes(&session), 1, "{agent}");
+    }
+    desk.nothing_is_wrong().await;
+}
+
 /// Waits until so many calls of a job, whose answers never came, count in full: their ends are waited for a while.
 async fn counted_in_full(desk: &Desk, spec: &JobSpec, calls: i64) {
     let look = async || match desk.calls_of(spec.job_id, "unknown").await {

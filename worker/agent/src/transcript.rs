@@ -247,7 +247,10 @@ impl<'a> Transcript<'a> {
         let last = self.kinds.iter().rposition(|kind| matches!(kind, Kind::Head(_))).unwrap_or(0);
         let old = self.messages_of(0..last).filter_map(|(at, message)| Some((message.wire, self.entry(at)?)));
         let mut all = with_record(head.wire, anew(head.wire, old));
-        all.extend(self.messages_of(last..self.kinds.len()).filter_map(|(at, _)| self.entry(at).cloned()));
+        all.extend(self.messages_of(last..self.kinds.len()).filter_map(|(at, message)| {
+            let entry = self.entry(at)?;
+            if message.goes_back { Some(entry.clone()) } else { messages::taken_back(entry) }
+        }));
         all
     }
 }
@@ -355,24 +358,24 @@ pub(crate) fn anew<'m>(to: Wire, messages: impl IntoIterator<Item = (Wire, &'m J
     all
 }
 
-/// Returns a message of Messages without its thinking, and else to the letter; none if nothing is left.
+/// Returns a message of Messages without its thinking and what the provider refuses, and else to the letter; none if
+/// nothing is left.
 pub(crate) fn without_thinking(message: &Json) -> Option<Json> {
     let mut fields = Fields::parse(message.as_str()).ok()?;
     if fields.text("content").is_some() {
         let said = neutral::read(Wire::Messages, message)?;
         return neutral::write(Wire::Messages, &said).into_iter().next();
     }
-    let blocks = messages::blocks(&fields);
-    let thought =
-        |block: &Fields| matches!(block.text("type").as_deref(), Some("thinking" | "redacted_thinking"));
-    if !blocks.iter().any(thought) {
-        return (!blocks.is_empty()).then(|| message.clone());
-    }
-    let kept: Vec<String> = blocks.iter().filter(|block| !thought(block)).map(Fields::write).collect();
-    if kept.is_empty() {
+    let mut content = messages::blocks(&fields);
+    let before = content.len();
+    content.retain(|block| !messages::is_thinking(block) && !messages::is_refused(block));
+    if content.is_empty() {
         return None;
     }
-    fields.set("content", raw(format!("[{}]", kept.join(","))));
+    if content.len() == before {
+        return Some(message.clone());
+    }
+    fields.set("content", raw(messages::list(&content)));
     Json::verbatim(&fields.write()).ok()
 }
 

@@ -28,6 +28,8 @@ use crate::wire::Wire;
 
 /// What the model is told where the limit of output has cut its answer.
 const GO_ON: &str = "Your answer was cut by the limit of output. Go on exactly where it ended.";
+/// And where nothing is left of that answer: there is no place to go on from.
+const THINK_LESS: &str = "The limit of output came before you had said anything more. Think less, and go on.";
 /// How often the model is told what is wrong with its output.
 const MOST_REPAIRS: u32 = 3;
 
@@ -36,8 +38,10 @@ struct Added {
     entries: Vec<Json>,
     /// Whether none of its calls waits for a result. Then it counts as an iteration.
     is_whole: bool,
-    /// Whether the job has come further with it alone.
+    /// Whether the job has come further with it.
     is_news: bool,
+    /// The results of calls that are not made ([`calls::sum`]).
+    results: Vec<[u8; 32]>,
 }
 
 /// One attempt's work.
@@ -290,17 +294,18 @@ impl<'r> Turns<'r> {
         for call in asked.answer.calls.iter().filter(|call| call.input.is_err()) {
             self.not_made(None, call, "bad_input");
         }
+        self.seen.extend(added.results);
+        self.is_news = !added.is_whole && added.is_news;
         if let Some(prepared) = asked.written {
             added.entries.iter().for_each(|entry| self.digest.push(entry));
             return Ok(self.run.written(prepared).await?);
         }
-        let (is_whole, is_news) = (added.is_whole, added.is_news);
         added.entries.into_iter().for_each(|entry| self.add(entry));
-        if !is_whole {
+        if !added.is_whole {
             // No call is made that the ledger does not know.
             return self.keep().await;
         }
-        (self.answers, self.is_news) = (1, is_news);
+        (self.answers, self.is_news) = (1, added.is_news);
         self.checkpoint().await
     }
 
@@ -312,20 +317,28 @@ impl<'r> Turns<'r> {
         let mut entries: Vec<Json> = head.iter().map(Head::entry).collect();
         entries.extend(answer.entries.iter().cloned());
         entries.push(TurnMark::new(answer.tokens.input, answer.tokens.output, answer.stop).entry());
+        let mut results = Vec::new();
         if let Some(wire) = wire {
             // What cannot be made is answered with the answer, so that no later attempt makes it of what is left of it.
-            let bad = answer.calls.iter().filter_map(|call| Some((call, call.input.as_ref().err()?)));
-            entries.extend(bad.map(|(call, problem)| {
-                wire.result(&call.id, &not_made(Ended::BadInput, problem.to_string()))
-            }));
+            for (call, problem) in
+                answer.calls.iter().filter_map(|call| Some((call, call.input.as_ref().err()?)))
+            {
+                let result = wire.result(&call.id, &not_made(Ended::BadInput, problem.to_string()));
+                results.push(calls::sum(call, &result));
+                entries.push(result);
+            }
         }
         let is_whole = answer.calls.iter().all(|call| call.input.is_err());
-        let is_cut = matches!(answer.stop, StopReason::OutputLimit | StopReason::WindowFull);
-        if is_whole && is_cut {
-            entries.extend(wire.map(|wire| wire.said(GO_ON)));
+        if is_whole && matches!(answer.stop, StopReason::OutputLimit | StopReason::WindowFull) {
+            let said = if answer.entries.is_empty() { THINK_LESS } else { GO_ON };
+            entries.extend(wire.map(|wire| wire.said(said)));
         }
-        // Text is news.
-        Added { entries, is_whole, is_news: is_whole }
+        // Text is news, and so is the end.
+        let is_news = match *answer.calls {
+            [] => !answer.entries.is_empty() || !answer.stop.goes_on(),
+            _ => results.iter().any(|result| !self.seen.contains(result)),
+        };
+        Added { entries, is_whole, is_news, results }
     }
 
     /// Prepares what an answer adds to the session, to be written with the settlement of its call, which has used this.
@@ -334,8 +347,8 @@ impl<'r> Turns<'r> {
             // The next model is asked.
             return None;
         }
-        let Added { entries: context_window, is_whole, is_news } = self.added(asked);
-        let feature_progress = is_news.then(|| self.progress()).flatten();
+        let Added { entries: context_window, is_whole, is_news, .. } = self.added(asked);
+        let feature_progress = (is_whole && is_news).then(|| self.progress()).flatten();
         let iterations = u64::from(is_whole);
         let delta = Delta { context_window, feature_progress, iterations, ..Delta::default() };
         self.run.prepare(delta, call)

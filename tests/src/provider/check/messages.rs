@@ -2,7 +2,10 @@
 //!
 //! Sources, at platform.claude.com/docs: "Messages" of the API reference (fields, roles, limits, prefill), "Errors" (shape,
 //! sizes), "How to implement tool use" and "Handling tool results" (calls and results), "Extended thinking" (signatures,
-//! rounds of tools, budgets), "Prompt caching" (marks), "Context windows" (overflow). The fields are those of the official SDKs for Python of November
+//! rounds of tools, budgets), "Prompt caching" (marks), "Context windows" (overflow). Two rules are in no page: a
+//! text of white space is refused whoever says it (github.com/home-assistant/core/issues/175637), and so is thinking
+//! at the end of an answer (github.com/tailcallhq/forgecode/issues/3071). The fields are those of the official SDKs
+//! for Python of November
 //! 2026, and those that older ones had.
 
 use std::collections::BTreeSet;
@@ -148,9 +151,21 @@ fn shape(at: usize, message: &Value, is_last: bool) -> Result<(), Refusal> {
             let mut blocks = blocks.iter().enumerate();
             blocks.try_for_each(|(block, content)| {
                 self::block(&format!("messages.{at}.content.{block}"), role, content)
-            })
+            })?;
+            ends(at, message)
         }
         _ => Err(Refusal::invalid(format!("messages.{at}.content: Field required"))),
+    }
+}
+
+/// Checks that something follows each thought of a message.
+fn ends(at: usize, message: &Value) -> Result<(), Refusal> {
+    match blocks(message).last().filter(|last| is_thinking(last)) {
+        Some(last) => Err(Refusal::invalid(format!(
+            "messages.{at}: The final block in an assistant message cannot be `{}`.",
+            last["type"].as_str().unwrap_or_default()
+        ))),
+        None => Ok(()),
     }
 }
 
@@ -183,7 +198,7 @@ fn block(place: &str, role: &str, block: &Value) -> Result<(), Refusal> {
     match kind {
         "text" => match required("text")? {
             "" => Err(Refusal::invalid(format!("{place}: text content blocks must be non-empty"))),
-            text if text.trim().is_empty() && role == "user" => Err(Refusal::invalid(format!(
+            text if text.trim().is_empty() => Err(Refusal::invalid(format!(
                 "{place}: text content blocks must contain non-whitespace text"
             ))),
             _ => Ok(()),

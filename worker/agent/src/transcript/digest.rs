@@ -6,7 +6,7 @@ use job::Json;
 use super::{guessed, size};
 use crate::marks::{CallMark, Entry, Head, JobMark, TurnMark, entry};
 use crate::transcript::Transcript;
-use crate::wire::{Calls, Wire};
+use crate::wire::{Calls, Wire, messages};
 
 /// The entries of a context, read.
 #[derive(Debug, Default)]
@@ -36,6 +36,8 @@ pub(super) struct Message {
     pub by_model: bool,
     /// The calls that it makes, or else answers.
     pub calls: Vec<String>,
+    /// Whether the provider takes it back as it is.
+    pub goes_back: bool,
     pub size: usize,
 }
 
@@ -68,7 +70,8 @@ impl Digest {
             Calls::Made(made) => (true, made.into_iter().map(|call| call.id).collect()),
             Calls::Answered(ids) => (false, ids),
         };
-        Message { wire, by_model, calls, size: size(message) }
+        let goes_back = !by_model || wire != Wire::Messages || messages::goes_back(message.as_str());
+        Message { wire, by_model, calls, goes_back, size: size(message) }
     }
 
     /// Returns the conversation of these entries: all that were read, in two parts.

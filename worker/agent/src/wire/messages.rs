@@ -5,7 +5,13 @@
 //! text, thinking and signatures. It is kept whatever it says, NUL included: a signature holds for these letters. Only `partial_json` (the input of a tool, kept as the model wrote it) and `citation`
 //! have other targets.
 //!
-//! Source: platform.claude.com/docs/en/build-with-claude/streaming.
+//! Three kinds of blocks do not go back, because the provider would refuse them, and with them each later request of
+//! the session: thinking whose signature never came (the limit of output came first), thinking that nothing follows,
+//! and a text of nothing but white space. They are no part of the entry. Older releases have kept them: there they
+//! are left out of each request.
+//!
+//! Sources: platform.claude.com/docs/en/build-with-claude/streaming; github.com/tailcallhq/forgecode/issues/3071
+//! (thinking at the end); github.com/home-assistant/core/issues/175637 (white space).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,7 +20,7 @@ use job::Json;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::Calls;
+use super::{Calls, is_blank};
 use crate::answer::{
     Answer, BadInput, NoAnswer, StopReason, Tokens, ToolCall, embedded, entry, kept_embedded, storable,
 };
@@ -169,9 +175,10 @@ impl Assembly {
             let whole = block.finish(is_limited && at + 1 == last)?;
             text.push_str(&storable(whole.said));
             calls.extend(whole.call);
-            content.extend(whole.written);
+            content.push(whole.fields);
         }
-        let written = format!(r#"{{"role":"assistant","content":[{}]}}"#, content.join(","));
+        leave_out(&mut content);
+        let written = format!(r#"{{"role":"assistant","content":{}}}"#, list(&content));
         let entry = (!content.is_empty()).then(|| entry(Json::verbatim(&written))).transpose()?;
         Ok(Answer {
             entries: entry.into_iter().collect(),
@@ -186,8 +193,7 @@ impl Assembly {
 
 /// A block as it ended.
 struct Whole {
-    /// As it goes back; none for an empty text, which the provider would not take back.
-    written: Option<String>,
+    fields: Fields,
     said: String,
     call: Option<ToolCall>,
 }
@@ -243,8 +249,7 @@ impl Block {
         });
         let call = input.filter(|_| kind == "tool_use").map(|input| call(&fields, input)).transpose()?;
         let said = if kind == "text" { fields.text("text").unwrap_or_default() } else { String::new() };
-        let written = (kind != "text" || !said.is_empty()).then(|| fields.write());
-        Ok(Whole { written, said, call })
+        Ok(Whole { fields, said, call })
     }
 }
 
@@ -266,6 +271,49 @@ pub(super) fn calls(entry: &str) -> Calls {
     } else {
         Calls::Answered(blocks.iter().filter_map(|block| block.text("tool_use_id")).collect())
     }
+}
+
+/// Leaves out what the provider would not take back of an answer.
+fn leave_out(content: &mut Vec<Fields>) {
+    content.retain(|block| !is_refused(block));
+    while content.last().is_some_and(is_thinking) {
+        content.pop();
+    }
+}
+
+/// Whether the provider takes a block back nowhere.
+pub(crate) fn is_refused(block: &Fields) -> bool {
+    let is_empty = |name: &str| block.text(name).is_none_or(|text| is_blank(&text));
+    match block.text("type").as_deref() {
+        Some("text") => is_empty("text"),
+        Some("thinking") => is_empty("signature"),
+        _ => false,
+    }
+}
+
+pub(crate) fn is_thinking(block: &Fields) -> bool {
+    matches!(block.text("type").as_deref(), Some("thinking" | "redacted_thinking"))
+}
+
+/// Returns whether the provider takes an answer back as it is.
+pub(crate) fn goes_back(answer: &str) -> bool {
+    let content = blocks(&Fields::parse(answer).unwrap_or_default());
+    !content.iter().any(is_refused) && !content.last().is_some_and(is_thinking)
+}
+
+/// Returns an answer without what the provider would not take back; none if nothing is left.
+pub(crate) fn taken_back(answer: &Json) -> Option<Json> {
+    let mut fields = Fields::parse(answer.as_str()).ok()?;
+    let mut content = blocks(&fields);
+    leave_out(&mut content);
+    fields.set("content", raw(list(&content)));
+    Json::verbatim(&fields.write()).ok().filter(|_| !content.is_empty())
+}
+
+/// Writes blocks as a content.
+pub(crate) fn list(content: &[Fields]) -> String {
+    let written: Vec<String> = content.iter().map(Fields::write).collect();
+    format!("[{}]", written.join(","))
 }
 
 /// Returns the content blocks of a message.

@@ -8,6 +8,7 @@ mod world;
 mod kills;
 mod faults;
 mod bounds;
+mod cut;
 mod heads;
 mod persons;
 mod results;

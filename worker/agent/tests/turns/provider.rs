@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -45,6 +46,38 @@ pub enum Turn {
     Calls(Vec<(String, &'static str, String)>),
     /// Ends with a text, for this reason of Messages.
     Says(String, &'static str),
+    /// Says something, and calls a tool.
+    SaysAndCalls(String, (String, &'static str, String)),
+    /// Thinks, and ends for this reason. If it is the limit of output, the thought is neither signed nor sealed.
+    Thinks(&'static str),
+}
+
+impl Turn {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Turn::Says(text, _) | Turn::SaysAndCalls(text, _) => Some(text),
+            Turn::Calls(_) | Turn::Thinks(_) => None,
+        }
+    }
+
+    fn calls(&self) -> &[(String, &'static str, String)] {
+        match self {
+            Turn::Calls(calls) => calls,
+            Turn::SaysAndCalls(_, call) => std::slice::from_ref(call),
+            Turn::Says(..) | Turn::Thinks(_) => &[],
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Turn::Calls(_) | Turn::SaysAndCalls(..) => "tool_use",
+            Turn::Says(_, reason) | Turn::Thinks(reason) => reason,
+        }
+    }
+
+    fn is_cut_while_it_thinks(&self) -> bool {
+        matches!(self, Turn::Thinks("max_tokens"))
+    }
 }
 
 #[derive(Clone)]
@@ -145,7 +178,11 @@ async fn answer(State(state): State<Arc<State_>>, body: String, speaks: Speaks) 
             Ok(event)
         }
     });
-    let end = stream::iter(cut.then(|| Err(std::io::Error::other("cut"))));
+    let end = stream::iter(cut.then_some(())).then(|()| async {
+        // What is not on its way yet would be lost with the connection.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Err(std::io::Error::other("cut"))
+    });
     let mut response = Response::new(Body::from_stream(events.chain(end)));
     response.headers_mut().insert("content-type", "text/event-stream".parse().expect("valid"));
     response
@@ -260,24 +297,22 @@ fn sealed(model: &str) -> String {
 }
 
 fn responses(at: usize, model: &str, input: u64, turn: &Turn) -> Vec<String> {
+    let seal = (!turn.is_cut_while_it_thinks()).then(|| sealed(model));
     let mut items = vec![json!({"id": format!("rs_{at}"), "type": "reasoning", "summary": [],
-        "encrypted_content": sealed(model)})];
-    let mut why = Value::Null;
-    match turn {
-        Turn::Calls(calls) => items.extend(calls.iter().map(|(id, name, given)| {
-            json!({"id": format!("fc_{id}"), "type": "function_call", "status": "completed", "name": name,
-                "call_id": id, "arguments": given})
-        })),
-        Turn::Says(text, reason) => {
-            items.push(json!({"id": format!("msg_{at}"), "type": "message", "role": "assistant",
-                "status": "completed", "content": [{"type": "output_text", "text": text, "annotations": []}]}));
-            why = match *reason {
-                "max_tokens" => json!("max_output_tokens"),
-                "refusal" => json!("content_filter"),
-                _ => Value::Null,
-            };
-        }
-    }
+        "encrypted_content": seal})];
+    items.extend(turn.text().map(|text| {
+        json!({"id": format!("msg_{at}"), "type": "message", "role": "assistant",
+            "status": "completed", "content": [{"type": "output_text", "text": text, "annotations": []}]})
+    }));
+    items.extend(turn.calls().iter().map(|(id, name, given)| {
+        json!({"id": format!("fc_{id}"), "type": "function_call", "status": "completed", "name": name,
+            "call_id": id, "arguments": given})
+    }));
+    let why = match turn.reason() {
+        "max_tokens" => json!("max_output_tokens"),
+        "refusal" => json!("content_filter"),
+        _ => Value::Null,
+    };
     let mut events = vec![json!({"type": "response.created", "response": {"status": "in_progress"}})];
     for (index, item) in items.iter().enumerate() {
         events.push(json!({"type": "response.output_item.added", "output_index": index, "item": {}}));
@@ -306,32 +341,33 @@ fn signature(request: &Value, at: usize) -> String {
 fn messages(at: usize, model: &str, signature: &str, input: u64, turn: &Turn) -> Vec<String> {
     let mut events = vec![
         json!({"type": "message_start", "message": {"model": model, "usage": {"input_tokens": input, "output_tokens": 1}}}),
-        json!({"type": "content_block_start", "index": 0,
-            "content_block": {"type": "thinking", "thinking": "", "signature": ""}}),
-        json!({"type": "content_block_delta", "index": 0,
-            "delta": {"type": "signature_delta", "signature": signature}}),
-        json!({"type": "content_block_stop", "index": 0}),
     ];
-    let reason = match turn {
-        Turn::Calls(calls) => {
-            for (index, (id, name, given)) in calls.iter().enumerate() {
-                let (index, middle) = (index + 1, given.len() / 2);
-                events.push(json!({"type": "content_block_start", "index": index,
-                    "content_block": {"type": "tool_use", "id": id, "name": name, "input": {}}}));
-                for piece in [&given[..middle], &given[middle..]] {
-                    events.push(json!({"type": "content_block_delta", "index": index,
-                        "delta": {"type": "input_json_delta", "partial_json": piece}}));
-                }
-                events.push(json!({"type": "content_block_stop", "index": index}));
-            }
-            "tool_use"
-        }
-        Turn::Says(text, reason) => {
-            events.push(json!({"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}}));
-            events.push(json!({"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": text}}));
-            reason
-        }
+    let mut block = |begun: Value, deltas: Vec<Value>| {
+        let index = events.iter().filter(|event| event["type"] == "content_block_start").count();
+        events.push(json!({"type": "content_block_start", "index": index, "content_block": begun}));
+        let deltas = deltas.into_iter();
+        events.extend(
+            deltas.map(|delta| json!({"type": "content_block_delta", "index": index, "delta": delta})),
+        );
+        events.push(json!({"type": "content_block_stop", "index": index}));
     };
+    let thought = match turn.is_cut_while_it_thinks() {
+        true => json!({"type": "thinking_delta", "thinking": "Hm"}),
+        false => json!({"type": "signature_delta", "signature": signature}),
+    };
+    block(json!({"type": "thinking", "thinking": "", "signature": ""}), vec![thought]);
+    if let Some(text) = turn.text() {
+        block(json!({"type": "text", "text": ""}), vec![json!({"type": "text_delta", "text": text})]);
+    }
+    for (id, name, given) in turn.calls() {
+        let middle = given.len() / 2;
+        let piece = |piece: &str| json!({"type": "input_json_delta", "partial_json": piece});
+        block(
+            json!({"type": "tool_use", "id": id, "name": name, "input": {}}),
+            vec![piece(&given[..middle]), piece(&given[middle..])],
+        );
+    }
+    let reason = turn.reason();
     let output = 20 + at;
     events.push(json!({"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": output}}));
     events.push(json!({"type": "message_stop"}));
@@ -347,31 +383,27 @@ fn chat(model: &str, input: u64, turn: &Turn) -> Vec<String> {
             "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
     };
     let mut events = vec![chunk(json!({"role": "assistant", "content": ""}), Value::Null)];
-    let reason = match turn {
-        Turn::Calls(calls) => {
-            for (index, (id, name, given)) in calls.iter().enumerate() {
-                let middle = given.len() / 2;
-                events.push(chunk(
-                    json!({"tool_calls": [{"index": index, "id": id, "type": "function",
-                    "function": {"name": name, "arguments": &given[..middle]}}]}),
-                    Value::Null,
-                ));
-                events.push(chunk(
-                    json!({"tool_calls": [{"index": index,
-                    "function": {"arguments": &given[middle..]}}]}),
-                    Value::Null,
-                ));
-            }
-            "tool_calls"
-        }
-        Turn::Says(text, reason) => {
-            events.push(chunk(json!({"content": text}), Value::Null));
-            match *reason {
-                "max_tokens" => "length",
-                "refusal" => "content_filter",
-                _ => "stop",
-            }
-        }
+    if let Some(text) = turn.text() {
+        events.push(chunk(json!({"content": text}), Value::Null));
+    }
+    for (index, (id, name, given)) in turn.calls().iter().enumerate() {
+        let middle = given.len() / 2;
+        events.push(chunk(
+            json!({"tool_calls": [{"index": index, "id": id, "type": "function",
+            "function": {"name": name, "arguments": &given[..middle]}}]}),
+            Value::Null,
+        ));
+        events.push(chunk(
+            json!({"tool_calls": [{"index": index,
+            "function": {"arguments": &given[middle..]}}]}),
+            Value::Null,
+        ));
+    }
+    let reason = match turn.reason() {
+        "tool_use" => "tool_calls",
+        "max_tokens" => "length",
+        "refusal" => "content_filter",
+        _ => "stop",
     };
     events.push(chunk(json!({}), json!(reason)));
     events.push(

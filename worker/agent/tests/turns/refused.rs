@@ -1,15 +1,22 @@
-//! What Messages refuses of texts and of the ids of calls.
+//! What Messages refuses of texts, of thinking at the end and of the ids of calls.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-/// Checks texts, which may not be empty, and ids, which are of few letters and each once in a request.
+/// Checks texts, which may not be empty, the last block of an answer, and ids, which are of few letters and each once
+/// in a request.
 pub fn of_messages(request: &Value) -> Result<(), String> {
     let messages = request["messages"].as_array().into_iter().flatten();
     let mut ids = BTreeSet::new();
     for (at, message) in messages.enumerate() {
-        for block in message["content"].as_array().into_iter().flatten() {
+        let blocks = message["content"].as_array();
+        if blocks.and_then(|blocks| blocks.last()).is_some_and(|last| last["type"] == "thinking") {
+            return Err(format!(
+                "messages.{at}: The final block in an assistant message cannot be `thinking`."
+            ));
+        }
+        for block in blocks.into_iter().flatten() {
             let inner = block["content"].as_array().into_iter().flatten();
             if inner.chain([block]).any(|block| block["type"] == "text" && is_blank(&block["text"])) {
                 return Err(format!("messages.{at}: text content blocks must be non-empty"));

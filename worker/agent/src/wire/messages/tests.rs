@@ -64,9 +64,12 @@ fn what_no_text_of_ours_may_hold_goes_back_to_the_letter_and_is_not_passed_on() 
     let end = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#;
     let [first, second] = [r"a\u0000\ud83d", r"\ude00\udc00"].map(|text| delta("thinking", "thinking", text));
     let signed = delta("signature", "signature", "c2ln");
-    let answer = assembled(&[START, thinking, &first, &second, &signed, end, STOP]).unwrap();
-    let entry =
-        r#"{"role":"assistant","content":[{"type":"thinking","thinking":"a\u0000😀�","signature":"c2ln"}]}"#;
+    let word = r#"{"type":"content_block_start","index":1,"content_block":{"type":"text","text":"b"}}"#;
+    let answer = assembled(&[START, thinking, &first, &second, &signed, word, end, STOP]).unwrap();
+    let entry = concat!(
+        r#"{"role":"assistant","content":[{"type":"thinking","thinking":"a\u0000😀�","signature":"c2ln"},"#,
+        r#"{"type":"text","text":"b"}]}"#
+    );
     assert_eq!(answer.entries[0].as_str(), entry);
     let text = r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":"x"}}"#;
     let answer = assembled(&[START, text, &delta("text", "text", r"\u0000y"), end, STOP]).unwrap();
@@ -136,4 +139,46 @@ fn an_answer_that_says_nothing_has_no_entry() {
     let end = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#;
     let answer = assembled(&[START, empty, end, STOP]).unwrap();
     assert_eq!((answer.entries, answer.text.as_str()), (Vec::new(), ""));
+}
+
+#[test]
+fn what_the_provider_would_not_take_back_is_no_part_of_the_entry() {
+    const SIGNED: &str = r#"{"type":"thinking","thinking":"So.","signature":"c2ln"}"#;
+    const TORN: &str = r#"{"type":"thinking","thinking":"Hm","signature":""}"#;
+    const UNSIGNED: &str = r#"{"type":"thinking","thinking":"Hm"}"#;
+    const SEALED: &str = r#"{"type":"redacted_thinking","data":"eA=="}"#;
+    const BLANK: &str = r#"{"type":"text","text":"\n\n "}"#;
+    const TEXT: &str = r#"{"type":"text","text":" It"}"#;
+    const CALL: &str = r#"{"type":"tool_use","id":"t","name":"add","input":{}}"#;
+    let cases: [(&[&str], &[&str]); 10] = [
+        (&[TORN], &[]),
+        (&[UNSIGNED], &[]),
+        (&[SIGNED], &[]),
+        (&[BLANK], &[]),
+        (&[SIGNED, SEALED, BLANK], &[]),
+        (&[SIGNED, TEXT], &[SIGNED, TEXT]),
+        (&[SIGNED, TEXT, SIGNED, TORN], &[SIGNED, TEXT]),
+        (&[SIGNED, BLANK, CALL], &[SIGNED, CALL]),
+        (&[SEALED, CALL, TORN], &[SEALED, CALL]),
+        (&[TORN, BLANK, TEXT], &[TEXT]),
+    ];
+    let stop = r#"{"type":"message_delta","delta":{"stop_reason":"max_tokens"}}"#;
+    for (blocks, kept) in cases {
+        let begun = |(index, block): (usize, &&str)| {
+            format!(r#"{{"type":"content_block_start","index":{index},"content_block":{block}}}"#)
+        };
+        let begun: Vec<String> = blocks.iter().enumerate().map(begun).collect();
+        let begun: Vec<&str> = begun.iter().map(String::as_str).collect();
+        let answer = assembled(&[&[START], &begun[..], &[stop, STOP]].concat()).unwrap();
+        let written = |content: &[&str]| {
+            let entry = format!(r#"{{"role":"assistant","content":[{}]}}"#, content.join(","));
+            Json::verbatim(&entry).unwrap()
+        };
+        let kept = (!kept.is_empty()).then(|| written(kept));
+        assert_eq!(answer.entries.first(), kept.as_ref(), "{blocks:?}");
+        // An older release has kept it.
+        let old = written(blocks);
+        assert_eq!(taken_back(&old), kept, "{blocks:?}");
+        assert_eq!(goes_back(old.as_str()), kept.as_ref() == Some(&old), "{blocks:?}");
+    }
 }

@@ -1,0 +1,94 @@
+//! What of an answer goes back that the limit of output has cut, or that says nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use job::Json;
+use serde_json::json;
+
+use crate::kills::open_ended;
+use crate::provider::{Script, Turn};
+use crate::world::{Speaks, World};
+
+/// These turns in order. An answer that does not go back is not counted in the requests after it.
+fn turns(turns: Vec<Turn>) -> Script {
+    let at = AtomicUsize::new(0);
+    Arc::new(move |_| turns[at.fetch_add(1, Ordering::Relaxed)].clone())
+}
+
+fn done() -> Turn {
+    Turn::Says("Done.".to_owned(), "end_turn")
+}
+
+fn look(at: usize) -> Turn {
+    Turn::Calls(vec![(format!("look_{at}"), "look", format!(r#"{{"n":{at}}}"#))])
+}
+
+/// Checks that each request extends the one before. What is said behind the last message of a user is one with it on Messages.
+fn check_extends(world: &World, from: usize) {
+    let asked = world.provider.asked();
+    for pair in asked[from..].windows(2) {
+        let (before, after) = (open_ended(&pair[0].1), &pair[1].1);
+        let before = before.strip_suffix("]}").unwrap_or(before);
+        assert!(after.starts_with(before), "\n{before}\n{after}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_goes_on_behind_an_answer_that_was_cut_while_it_thought() {
+    for speaks in Speaks::ALL {
+        let cut = || Turn::Thinks("max_tokens");
+        let part = Turn::Says("It ".to_owned(), "max_tokens");
+        let script = turns(vec![look(1), cut(), part, cut(), done(), cut(), done()]);
+        let mut world = World::on(speaks, script).await;
+        assert_eq!(world.run().await.unwrap().as_str(), "\"It Done.\"", "{speaks:?}");
+        let asked = world.provider.asked();
+        for (at, is_told) in [(2, "Think less"), (3, "exactly where it ended"), (4, "Think less")] {
+            assert!(asked[at].1.contains(is_told), "{speaks:?} {at}: {}", asked[at].1);
+        }
+        world.next_job("And now?".into());
+        assert_eq!(world.run().await.unwrap().as_str(), "\"Done.\"", "{speaks:?}");
+        check_extends(&world, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_session_goes_on_behind_an_answer_that_says_nothing() {
+    for speaks in Speaks::ALL {
+        let blank = Turn::SaysAndCalls("\n\n".to_owned(), ("x".to_owned(), "look", "{}".to_owned()));
+        let script = turns(vec![blank, Turn::Thinks("end_turn"), done()]);
+        let mut world = World::on(speaks, script).await;
+        assert_eq!(world.run().await.unwrap().as_str(), "\"\"", "{speaks:?}");
+        assert_eq!(world.runs("look").len(), 1, "{speaks:?}");
+        world.next_job("And now?".into());
+        assert_eq!(world.run().await.unwrap().as_str(), "\"Done.\"", "{speaks:?}");
+        check_extends(&world, 0);
+    }
+}
+
+/// Older releases have kept what no provider takes back.
+#[tokio::test]
+async fn a_session_in_which_such_an_answer_was_kept_goes_on() {
+    let kept = [
+        r#"{"role":"assistant","content":[{"type":"thinking","thinking":"Hm","signature":""}]}"#,
+        r#"{"role":"user","content":[{"type":"text","text":"Go on."}]}"#,
+        r#"{"role":"assistant","content":[{"type":"text","text":"\n\n"},{"type":"text","text":"It is."},{"type":"thinking","thinking":"Hm","signature":""}]}"#,
+        r#"{"role":"user","content":[{"type":"text","text":"Go on."}]}"#,
+    ];
+    for is_same_head in [true, false] {
+        let script = turns(vec![look(1), done(), look(2), done(), done()]);
+        let mut world = World::on(Speaks::Messages, script).await;
+        world.run().await.unwrap();
+        let kept = kept.map(|entry| Json::parse(entry).unwrap());
+        world.session.lock().unwrap().context_window.extend(kept);
+        if !is_same_head {
+            world.config["system"] = json!("You are another test.");
+        }
+        for input in ["And now?", "And then?"] {
+            world.next_job(input.into());
+            assert_eq!(world.run().await.unwrap().as_str(), "\"Done.\"", "{is_same_head}");
+        }
+        check_extends(&world, if is_same_head { 0 } else { 2 });
+        assert!(world.provider.asked()[2].1.contains("It is."), "{is_same_head}");
+    }
+}
