@@ -366,7 +366,8 @@ impl Turns<'_> {
 pub(super) fn sum(call: &ToolCall, result: &Json) -> [u8; 32] {
     // The id of the call is another each time.
     let result = result.as_str().replacen(&quoted(&call.id), "", 1);
-    let input = call.input.as_ref().map_or("", Json::as_str);
+    // A later attempt reads one that was torn as it went back.
+    let input = call.input.as_ref().map_or("{}", Json::as_str);
     Sha256::digest([&*call.name, input, &result].join("\0")).into()
 }
 

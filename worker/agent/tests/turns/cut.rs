@@ -1,9 +1,10 @@
-//! What of an answer goes back that the limit of output has cut, or that says nothing.
+//! What of an answer goes back that the limit of output has cut, or that says nothing; and that such answers are no progress.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use job::Json;
+use harness::{RunError, Stop};
+use job::{FailureCode, Json};
 use serde_json::json;
 
 use crate::kills::open_ended;
@@ -90,5 +91,49 @@ async fn a_session_in_which_such_an_answer_was_kept_goes_on() {
         }
         check_extends(&world, if is_same_head { 0 } else { 2 });
         assert!(world.provider.asked()[2].1.contains("It is."), "{is_same_head}");
+    }
+}
+
+async fn stalls(world: &World) -> (FailureCode, usize) {
+    match world.run().await {
+        Err(RunError::Failed(failure)) => (failure.code, world.provider.asked().len()),
+        other => panic!("expected a failure, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_which_nothing_is_left_is_no_progress() {
+    for speaks in Speaks::ALL {
+        let mut world = World::on(speaks, Arc::new(|_| Turn::Thinks("max_tokens"))).await;
+        world.task.max_stalled_iterations = Some(3);
+        assert_eq!(stalls(&world).await, (FailureCode::NoProgress, 3), "{speaks:?}");
+        // What was said is progress.
+        let part = || Turn::Says("It ".to_owned(), "max_tokens");
+        let cut = || Turn::Thinks("max_tokens");
+        let script = turns(vec![cut(), cut(), part(), cut(), cut(), part(), done()]);
+        let mut world = World::on(speaks, script).await;
+        world.task.max_stalled_iterations = Some(3);
+        assert_eq!(world.run().await.unwrap().as_str(), "\"It It Done.\"", "{speaks:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_same_call_cut_again_is_no_progress_whatever_is_said_beside_it() {
+    for speaks in Speaks::ALL {
+        let torn = |at: usize| {
+            let call = (format!("look_{at}"), "look", r#"{"n":"#.to_owned());
+            if at.is_multiple_of(2) {
+                Turn::Calls(vec![call])
+            } else {
+                Turn::SaysAndCalls(format!("Again, {at}."), call)
+            }
+        };
+        let mut world = World::on(speaks, Arc::new(torn)).await;
+        world.task.max_stalled_iterations = Some(2);
+        // After the input and two answers. A later attempt knows what this one has seen.
+        world.wanted_back_at = Some(2);
+        assert!(matches!(world.run().await, Err(RunError::Stopped(Stop::Drain))), "{speaks:?}");
+        world.wanted_back_at = None;
+        assert_eq!(stalls(&world).await, (FailureCode::NoProgress, 4), "{speaks:?}");
     }
 }
