@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use harness::{Meter, Prepared, Run, StopSignal, Usage};
+use harness::{Event, Meter, Prepared, Run, StopSignal, Usage};
 use job::{Failure, FailureCode};
 use reqwest::StatusCode;
+use serde_json::json;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::time::timeout;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, StopReason};
 use crate::fault::{Again, Fault, Tries};
 use crate::reading::{Reading, Taking, broken};
 use crate::wire::Wire;
@@ -25,6 +26,10 @@ const MOST_ON_THEIR_WAY: usize = 4 * 1_024;
 static ON_THEIR_WAY: Semaphore = Semaphore::const_new(MOST_ON_THEIR_WAY);
 /// What takes longer to be sent no longer keeps others from being written: programs of the same attempt can hold it up.
 const SENT_WITHIN: Duration = Duration::from_secs(1);
+
+/// The event that says to those who follow a job how much of the text so far counts no more: its answer did not come
+/// whole, or was refused, and another one may follow.
+const TEXT_VOID: &str = "text_void";
 
 /// A request that says when it is sent: when the client drops it.
 struct Written {
@@ -113,7 +118,13 @@ impl Gateway {
             if signal.is_wanted_back() {
                 return Err(Unasked::HandBack);
             }
-            let fault = match self.once(wire, (place, request()), take, run).await {
+            let mut streamed = 0;
+            let asked = self.once(wire, (place, request()), take, (run, &mut streamed)).await;
+            let counts = asked.as_ref().is_ok_and(|asked| asked.answer.stop != StopReason::Refusal);
+            if streamed > 0 && !counts {
+                run.event(Event::new(TEXT_VOID, json!({"characters": streamed})));
+            }
+            let fault = match asked {
                 Ok(asked) => return Ok(asked),
                 Err(fault) => fault,
             };
@@ -135,7 +146,7 @@ impl Gateway {
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        Reading { wire, run, begun }.answer(response, None).await.map(Some)
+        Reading { wire, run, begun, streamed: &mut 0 }.answer(response, None).await.map(Some)
     }
 
     fn request(&self, wire: Wire, body: Bytes) -> reqwest::RequestBuilder {
@@ -154,7 +165,7 @@ impl Gateway {
         wire: Wire,
         (place, request): (Option<SemaphorePermit<'_>>, String),
         take: Option<&Take<'_>>,
-        run: &Run,
+        (run, streamed): (&Run, &mut usize),
     ) -> Result<Asked, Fault> {
         let (sent, is_sent) = oneshot::channel();
         let body = Bytes::from_owner(Written { request, _sent: sent });
@@ -177,7 +188,7 @@ impl Gateway {
                 Taking { take, offered, is_taking: &is_taking }
             });
             let response = request.send().await.map_err(broken)?;
-            Reading { wire, run, begun }.answer(response, taking).await
+            Reading { wire, run, begun, streamed }.answer(response, taking).await
         };
         let silent = self.silence(run.meter().map(|meter| &**meter), begun, &is_taking);
         tokio::select! {

@@ -66,12 +66,15 @@ pub(crate) struct Reading<'a> {
     pub wire: Wire,
     pub run: &'a Run,
     pub begun: Instant,
+    /// Counts the characters of it that were shown.
+    pub streamed: &'a mut usize,
 }
 
 /// How far it is read.
 struct Progress<'a> {
     run: &'a Run,
     begun: Instant,
+    streamed: &'a mut usize,
     headers: HeaderMap,
     frames: Frames,
     assembly: Assembly,
@@ -83,14 +86,15 @@ struct Progress<'a> {
 impl Reading<'_> {
     /// Reads an answer to its end.
     pub async fn answer(self, response: Response, mut taking: Option<Taking<'_>>) -> Result<Asked, Fault> {
-        let Reading { wire, run, begun } = self;
+        let Reading { wire, run, begun, streamed } = self;
         let (status, headers) = (response.status(), response.headers().clone());
         if !status.is_success() {
             let body = response.text().await.unwrap_or_default();
             return Err(Fault::refusal(status.as_u16(), &body, retry_after(&headers)));
         }
         let (frames, assembly) = (Frames::default(), wire.assembly());
-        let mut progress = Progress { run, begun, headers, frames, assembly, first_token: None, read: 0 };
+        let mut progress =
+            Progress { run, begun, streamed, headers, frames, assembly, first_token: None, read: 0 };
         let (mut chunks, mut offer) = (response.bytes_stream(), None::<Offer>);
         // What follows the end says nothing, and the connection may stay open.
         while !progress.assembly.has_ended() {
@@ -144,6 +148,7 @@ impl Progress<'_> {
                 self.first_token.get_or_insert_with(|| self.begun.elapsed());
                 // Who follows the job has seen what an earlier attempt was answered.
                 if !self.headers.contains_key(REPLAYED) {
+                    *self.streamed += text.chars().count();
                     self.run.text(&text);
                 }
             }

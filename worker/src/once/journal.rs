@@ -81,6 +81,10 @@ impl Journal for Shown {
             "tool_result" => {
                 self.say(&format!("< {} {}: {}", field("tool"), field("outcome"), field("text")));
             }
+            "text_void" => {
+                self.say("* the text so far counts no more: its answer did not come whole");
+                self.text().streamed.clear();
+            }
             name => {
                 let data = if event.data == Value::Null { String::new() } else { event.data.to_string() };
                 self.say(&format!("* {} {}", shown(name), shown(&clipped(&data))));

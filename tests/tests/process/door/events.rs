@@ -7,6 +7,7 @@ mod neighbours;
 use http::Method;
 use job::JobId;
 use serde_json::{Value, json};
+use tests::provider::{PROVIDER_KEY, Provider, Script};
 use tests::{Api, Fleet, OwnBroker, ServerEvent, until};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
@@ -219,6 +220,56 @@ async fn text_and_notes_come_once_to_those_who_may_see_them() {
     assert_eq!(of_session, "one two three.");
     // It is not repeated.
     assert_eq!(text(&api.events(&path, &[]).await.rest().await), "");
+}
+
+#[tokio::test]
+async fn a_model_loop_shows_its_text_its_calls_and_what_counts_no_more_in_their_order() {
+    let plays = r#"{"plays": {"looks": [
+        {"thinking": "So be it.", "text": "I look.", "tools": [{"name": "look", "input": {"at": "it"}}]},
+        {"text": "It is there.", "fault": {"cut_after_event": "content_block_delta"}}]}}"#;
+    let provider = Provider::playing(Script::parse(plays).expect("a script")).await;
+    let fleet = Fleet::new().await;
+    let tool = fleet.program("look", "#!/bin/sh\ncat > /dev/null\necho seen\n");
+    let agents = fleet.folder.path().join("agents.toml");
+    let table = format!(
+        "[agents.looker]\nharness = \"agent\"\nmodels = [\"claude-opus-5-5\"]\nsandbox = {{ level = \"off\" }}\n\
+         [agents.looker.tools.look]\ncommand = [{tool:?}]\ndescription = \"Looks.\"\n\
+         input_schema = {{ type = \"object\", properties = {{ at = {{ type = \"string\" }} }} }}\n"
+    );
+    std::fs::write(&agents, table).expect("written");
+    let door = fleet.door("door").start().await;
+    let api = Api::of(&door).await;
+    let spec = json!({"agent_id": "looker", "session_id": "l", "input": "Look at it. play:looks"});
+    let job_id = api.submit(&spec).await.is(202).text("job_id");
+    let mut stream = api.events(&format!("/v1/jobs/{job_id}/events"), &[]).await;
+    let worker = fleet.worker("worker").set("AGENTS_FILE", agents.display()).set("ENABLE_STREAMING", "true");
+    let worker = worker.set("ANTHROPIC_API_KEY", PROVIDER_KEY).set("ANTHROPIC_BASE_URL", provider.base_url());
+    let _worker = worker.start().await;
+    let events = stream.rest().await;
+    let mut shown: Vec<String> = Vec::new();
+    for event in events.iter().filter(|event| matches!(&*event.name, "text" | "note")) {
+        match (&*event.name, shown.last_mut().filter(|last| last.starts_with("text "))) {
+            ("text", Some(text)) => text.push_str(event.text("text")),
+            ("text", None) => shown.push(format!("text {}", event.text("text"))),
+            _ => {
+                let data = &event.data["data"];
+                let said = ["tool", "input", "outcome", "text", "characters"].map(|field| &data[field]);
+                let said = said.iter().filter(|value| !value.is_null()).map(|value| format!(" {value}"));
+                shown.push(format!("{}{}", event.text("name"), said.collect::<String>()));
+            }
+        }
+    }
+    let expected = [
+        "text I look.",
+        r#"tool_call "look" "{\"at\": \"it\"}""#,
+        r#"tool_result "look" "done" "seen\n""#,
+        "text It ",
+        "text_void 3",
+        "text It is there.",
+    ];
+    assert_eq!(shown, expected, "{events:?}");
+    let end = events.last().expect("an end");
+    assert_eq!((end.name.as_str(), &end.data["output"]), ("end", &json!("It is there.")), "{end:?}");
 }
 
 #[tokio::test]

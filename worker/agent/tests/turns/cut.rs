@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use harness::{RunError, Stop};
 use job::{FailureCode, Json};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::kills::open_ended;
-use crate::provider::{Script, Turn};
-use crate::world::{Speaks, World};
+use crate::provider::{Fault, Script, Turn};
+use crate::world::{Shown, Speaks, World};
 
 /// These turns in order. An answer that does not go back is not counted in the requests after it.
 fn turns(turns: Vec<Turn>) -> Script {
@@ -136,4 +136,26 @@ async fn the_same_call_cut_again_is_no_progress_whatever_is_said_beside_it() {
         world.wanted_back_at = None;
         assert_eq!(stalls(&world).await, (FailureCode::NoProgress, 4), "{speaks:?}");
     }
+}
+
+#[tokio::test]
+async fn followers_are_told_which_text_counts_no_more() {
+    for (speaks, text_ends) in [(Speaks::Messages, 7), (Speaks::Chat, 2), (Speaks::Responses, 5)] {
+        let world = World::on(speaks, Arc::new(|_| Turn::Says("é. Done.".to_owned(), "end_turn"))).await;
+        world.provider.fault(Fault::Refuses(503));
+        world.provider.fault(Fault::CutAfter(text_ends));
+        assert!(world.run().await.is_ok(), "{speaks:?}");
+        let text = Shown::Text("é. Done.".to_owned());
+        let void = Shown::Event("text_void".to_owned(), json!({"characters": 8}));
+        assert_eq!(*world.shown.lock().unwrap(), [text.clone(), void, text], "{speaks:?}");
+    }
+    let script = Arc::new(|_| Turn::Says("No.".to_owned(), "refusal"));
+    let world = World::on(Speaks::Messages, script).await;
+    assert!(world.run().await.is_err());
+    let shown = world.shown.lock().unwrap();
+    let last: Option<&Value> = match shown.last() {
+        Some(Shown::Event(name, data)) if name == "text_void" => Some(data),
+        _ => None,
+    };
+    assert_eq!(last, Some(&json!({"characters": 3})), "{shown:?}");
 }

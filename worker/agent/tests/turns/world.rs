@@ -97,6 +97,8 @@ pub struct World {
     pub commit_takes: Duration,
     /// Whether answers are written into the session with their settlement.
     pub takes_answers: bool,
+    /// What it has shown to those who follow it.
+    pub shown: Arc<Mutex<Vec<Shown>>>,
     /// Other tools than these here.
     pub other_tools: Option<Arc<dyn OpenTools>>,
 }
@@ -173,6 +175,7 @@ impl World {
             tools: tools(),
             commit_takes: Duration::ZERO,
             takes_answers: true,
+            shown: Arc::default(),
             other_tools: None,
         }
     }
@@ -213,6 +216,7 @@ impl World {
             provider: self.provider.clone(),
             stopper: self.stop_cell.clone(),
             takes: self.commit_takes,
+            shown: self.shown.clone(),
         });
         let ledger = Arc::new(OneAttempt {
             number,
@@ -335,9 +339,21 @@ struct Written {
     provider: Provider,
     stopper: Arc<Mutex<Stopper>>,
     takes: Duration,
+    shown: Arc<Mutex<Vec<Shown>>>,
+}
+
+/// What a follower sees: text, or an event of this name with these data.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Shown {
+    Text(String),
+    Event(String, Value),
 }
 
 impl Written {
+    fn show(&self, shown: Shown) {
+        self.shown.lock().expect("not poisoned").push(shown);
+    }
+
     /// Writes a checkpoint at once.
     fn write(&self, ordinal: usize, delta: &Delta) {
         self.session.lock().expect("not poisoned").apply(delta);
@@ -361,9 +377,13 @@ impl Journal for Written {
         Ok(())
     }
 
-    fn event(&self, _: Event) {}
+    fn event(&self, event: Event) {
+        self.show(Shown::Event(event.name, event.data));
+    }
 
-    fn text(&self, _: &str) {}
+    fn text(&self, text: &str) {
+        self.show(Shown::Text(text.to_owned()));
+    }
 }
 
 /// The accounts, as one attempt sees them. It stores answers by the rules of the real ledger.
