@@ -10,6 +10,7 @@
 //!
 //! What an admitter remembers ([`LineView`]) only saves reading: a successor begins with nothing, and finds the same.
 
+mod asking;
 mod turns;
 mod view;
 
@@ -29,6 +30,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use self::asking::Asking;
 use self::turns::Places;
 use self::view::{LineView, SLOW};
 use crate::tick::{OTHER_LEADS, REST, SHORTEST_PAUSE, note, pause_after};
@@ -140,6 +142,8 @@ struct Admitter {
     counting: Duration,
     /// Until when each pool without a known line is looked at for itself, because looking at all of them took long.
     apart_until: Option<Instant>,
+    /// What asks for jobs that wait and whose sessions are busy.
+    asking: Asking,
     /// Which pool is the first of the next look: what a tenant's bound leaves over all pools is given there first.
     first: usize,
     /// When what was seen is written down again: at the latest, and at the soonest.
@@ -164,6 +168,9 @@ impl Admitter {
         // A look that reads all has its rest by the time until the next one.
         let counted_from = if all_read { Instant::now() } else { begun };
         self.pools.retain(|pool, _| facts.pools.contains(pool));
+        if !facts.pools.is_empty() {
+            self.asking.go_on(dispatch).await;
+        }
         let idle = self.idle(dispatch, &facts).await?;
         let given = self.give_turns(dispatch, leadership, &mut facts, &idle, ahead_s, stop).await;
         let took = counted_from.elapsed();

@@ -34,13 +34,18 @@ impl Dispatch {
             if jobs.is_empty() {
                 continue;
             }
-            let ended = match self.end_waiting(&jobs, why).await {
-                Err(error) if error.may_lie_in_one_call() => self.end_one_by_one(&jobs, why).await?,
-                ended => ended?,
-            };
+            let ended = self.end_each(&jobs, why).await?;
             info!(jobs = ended, ?why, "jobs that no worker runs have ended");
         }
         Ok(())
+    }
+
+    /// As [`Dispatch::end_waiting`], but one that cannot be ended does not keep the others from their end.
+    pub(crate) async fn end_each(&self, jobs: &[JobId], why: Unwanted<'_>) -> Result<usize, StoreError> {
+        match self.end_waiting(jobs, why).await {
+            Err(error) if error.may_lie_in_one_call() => self.end_one_by_one(jobs, why).await,
+            ended => ended,
+        }
     }
 
     /// Ends jobs one by one, so that one that cannot be ended does not keep the others from their end.

@@ -63,8 +63,8 @@ pub use jobs::{
     Suspicion, Taken, TenantNow, Turn, Unwanted,
 };
 pub use line::{
-    Admitted, AdmittedJob, BusyJob, ChangedLimit, ChangedPool, Grant, HIGHEST_LIMIT, InFlight, LimitView,
-    LineBounds, LineCount, LineFacts, LinePlace, LineTake, MOST_LIMITS, OldestInFlight, PoolCapacity,
+    Admitted, AdmittedJob, AskingPlace, BusyJob, ChangedLimit, ChangedPool, Grant, HIGHEST_LIMIT, InFlight,
+    LimitView, LineBounds, LineCount, LineFacts, LinePlace, LineTake, MOST_LIMITS, OldestInFlight, PoolCapacity,
     PoolSeen, PoolView,
 };
 pub use scaling::{

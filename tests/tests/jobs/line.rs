@@ -6,6 +6,7 @@ mod limits;
 mod outages;
 mod crowds;
 mod grants;
+mod busy;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -251,7 +251,9 @@ const END_WAITING: &str = concat!(
          WHERE job_id = ANY($1) AND state <> 'running'
            AND CASE $2 WHEN 'cancelled' THEN true
                        WHEN 'overdue' THEN deadline_at <= now()
-                       WHEN 'rejected' THEN state = 'blocked'
+                       WHEN 'rejected' THEN state = 'blocked' OR (state = 'waiting' AND epoch = 0 AND (
+                            SELECT o.job_id FROM harness_jobs o
+                             WHERE o.session_id = harness_jobs.session_id AND o.epoch > 0) IS NOT NULL)
                        WHEN 'interrupt' THEN state = 'awaiting_input' AND asked = $2
                        WHEN 'rollback' THEN state = 'awaiting_input' AND asked = $2
                        WHEN 'unstarted' THEN state = 'scheduled' AND epoch = 0 AND due_at = 'infinity' AND session_id <> ''

@@ -105,8 +105,9 @@ const WITH_LINES: &str = concat!(
     " f) IS NOT NULL"
 );
 
-/// A job that does not just wait for its session (`on_busy`) has its turn in any case: the worker that finds the session busy
-/// does what it says. Row locks are never waited for: what another transaction has at this moment has its turn at the next look.
+/// A job that asks its session to make room has its turn in any case: the worker that finds the session busy asks as
+/// well. One that a busy session rejects has none there: who asks for jobs that wait ends it ([`Store::asking_in_line`]).
+/// Row locks are never waited for: what another transaction has at this moment has its turn at the next look.
 const ADMIT: &str = concat!(
     r#"
     WITH picked AS MATERIALIZED (
@@ -127,8 +128,12 @@ const ADMIT: &str = concat!(
                                WHERE o.session_id = p.session_id AND o.epoch > 0) IS NULL
                              AND (SELECT o.job_id FROM harness_jobs o
                                    WHERE o.session_id = p.session_id ORDER BY o.seq LIMIT 1) = p.job_id)
-                         OR coalesce((SELECT m.message ->> 'on_busy' FROM harness_jobs m WHERE m.job_id = p.job_id),
-                                     'enqueue') <> 'enqueue' AS free
+                         OR CASE coalesce((SELECT m.message ->> 'on_busy' FROM harness_jobs m WHERE m.job_id = p.job_id),
+                                          'enqueue')
+                            WHEN 'enqueue' THEN false
+                            WHEN 'reject' THEN (SELECT o.job_id FROM harness_jobs o
+                                                 WHERE o.session_id = p.session_id AND o.epoch > 0) IS NULL
+                            ELSE true END AS free
           FROM picked p
     ), admitted AS (
         UPDATE harness_jobs SET state = 'publishing', state_since = now()
