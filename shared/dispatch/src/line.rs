@@ -10,6 +10,7 @@
 //!
 //! What an admitter remembers ([`LineView`]) only saves reading: a successor begins with nothing, and finds the same.
 
+mod offer;
 mod asking;
 mod turns;
 mod view;

@@ -13,7 +13,7 @@ use job::{Lane, Name};
 use store::{InFlight, LineBounds, LinePlace, LineTake};
 
 /// Number of lanes, with the one of jobs that have begun.
-const LANES: usize = Lane::ALL.len() + 1;
+pub(super) const LANES: usize = Lane::ALL.len() + 1;
 /// What a turn costs a lane in virtual time is this divided by its share.
 const COST: u64 = 12;
 

@@ -6,8 +6,7 @@
 //! is forgotten: it would have turns for nothing.
 
 use std::collections::BTreeMap;
-use std::ops::Bound::{Excluded, Included};
-use std::ops::RangeBounds;
+use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::time::Duration;
 
 use job::{Name, Trouble};
@@ -16,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::offer::Offers;
 use super::turns::{Held, LineId, Places, Turns, id};
 use crate::tick::REST;
 
@@ -26,8 +26,7 @@ pub(super) const SLOW: Duration = Duration::from_millis(5);
 /// Up to this lane jobs are wanted soon: they are found for themselves.
 const SOON: i16 = 1;
 const LAST: i16 = 3;
-/// Lines that are offered a turn at a time, and that are counted at a time; and how many jobs are counted in these.
-const OFFERED: usize = 4_096;
+/// Lines that are counted at a time; and how many jobs are counted in these.
 const COUNTED: usize = 2_000;
 const COUNTED_JOBS: i64 = 10_000;
 
@@ -43,9 +42,7 @@ pub(super) struct LineView {
     soon: Finder,
     rest: Finder,
     turns: Turns,
-    /// The lines that were offered a turn last, of those that are wanted soon and of the rest.
-    offered_soon: Option<LineId>,
-    offered: Option<LineId>,
+    offers: Offers,
     counted: Option<LineId>,
     /// What was admitted is on its way to the broker.
     sending: Vec<JoinHandle<()>>,
@@ -61,9 +58,9 @@ pub(super) struct LineView {
 
 /// A line that has jobs.
 #[derive(Debug, Default)]
-struct Line {
+pub(super) struct Line {
     /// The place behind which it is read.
-    behind: i64,
+    pub(super) behind: i64,
     /// The round in which it was found.
     round: u64,
     /// What it had when it was counted last, without what had its turn since. A line that was not counted yet has a job.
@@ -209,13 +206,10 @@ impl LineView {
             (has_workers || !places.is_bounded(tenant))
                 && places.left(tenant, line).is_none_or(|(left, _)| left > 0)
         };
-        let (first, not_soon) = ((0, String::new(), String::new()), (SOON + 1, String::new(), String::new()));
-        let mut offered = self.page(&first..&not_soon, self.offered_soon.as_ref(), OFFERED / 2, may_run);
-        self.offered_soon = offered.last().map(id);
-        let rest = self.page(&not_soon.., self.offered.as_ref(), OFFERED - offered.len(), may_run);
-        self.offered = rest.last().map(id);
-        offered.extend(rest);
-        self.turns.choose(room, &offered, &mut places.clone())
+        let offered = self.offers.of(&self.lines, may_run);
+        let takes = self.turns.choose(room, &offered, &mut places.clone());
+        self.offers.note(&offered, &takes);
+        takes
     }
 
     /// Notes what the lines had. Returns whether one of them had less than its turns, so that others may have these.
@@ -243,6 +237,7 @@ impl LineView {
             }
         }
         self.turns.forget(self.lines.len());
+        self.offers.forget(self.lines.len());
         one_had_less
     }
 
@@ -270,8 +265,7 @@ impl LineView {
         pool: &Name,
         mut places: Places<'_>,
     ) -> Result<PoolSeen, StoreError> {
-        let all = (0, String::new(), String::new());
-        let lines = self.page(&all.., self.counted.as_ref(), COUNTED, |_| true);
+        let lines = self.page(self.counted.as_ref(), COUNTED);
         self.counted = lines.last().map(id);
         let mut seen = PoolSeen { lines: self.lines.len() as u64, ..PoolSeen::default() };
         if !lines.is_empty() {
@@ -309,24 +303,17 @@ impl LineView {
         Ok(seen)
     }
 
-    /// Some lines of these: behind this one, and then from the first up to it.
-    fn page<'a>(
-        &self,
-        of: impl RangeBounds<&'a LineId>,
-        behind: Option<&LineId>,
-        most: usize,
-        wanted: impl Fn(&LineId) -> bool,
-    ) -> Vec<LinePlace> {
-        let (start, end) = (of.start_bound().cloned(), of.end_bound().cloned());
-        let rest = self.lines.range::<LineId, _>((behind.map_or(start, Excluded), end));
+    /// Some lines: behind this one, and then from the first up to it.
+    fn page(&self, behind: Option<&LineId>, most: usize) -> Vec<LinePlace> {
+        let rest = self.lines.range::<LineId, _>((behind.map_or(Unbounded, Excluded), Unbounded));
         let first =
-            behind.into_iter().flat_map(|last| self.lines.range::<LineId, _>((start, Included(last))));
+            behind.into_iter().flat_map(|last| self.lines.range::<LineId, _>((Unbounded, Included(last))));
         let place = |((lane, tenant, line), Line { behind, .. }): (&LineId, &Line)| LinePlace {
             lane: *lane,
             tenant: tenant.clone(),
             line: line.clone(),
             behind: *behind,
         };
-        rest.chain(first).filter(|(line, _)| wanted(line)).take(most).map(place).collect()
+        rest.chain(first).take(most).map(place).collect()
     }
 }
