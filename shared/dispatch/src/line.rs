@@ -10,6 +10,8 @@
 //!
 //! What an admitter remembers ([`LineView`]) only saves reading: a successor begins with nothing, and finds the same.
 
+mod question;
+mod find;
 mod offer;
 mod asking;
 mod turns;
@@ -32,8 +34,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::asking::Asking;
+use self::find::SLOW;
+use self::question::Question;
 use self::turns::Places;
-use self::view::{LineView, SLOW};
+use self::view::LineView;
 use crate::tick::{OTHER_LEADS, REST, SHORTEST_PAUSE, note, pause_after};
 use crate::{Dispatch, Leader};
 
@@ -143,6 +147,8 @@ struct Admitter {
     counting: Duration,
     /// Until when each pool without a known line is looked at for itself, because looking at all of them took long.
     apart_until: Option<Instant>,
+    with_lines: Question<HashSet<Name>>,
+    unasked: Trouble,
     /// What asks for jobs that wait and whose sessions are busy.
     asking: Asking,
     /// Which pool is the first of the next look: what a tenant's bound leaves over all pools is given there first.
@@ -210,19 +216,47 @@ impl Admitter {
         Ok((facts, all))
     }
 
-    /// The pools in which nothing waits. One question is about all of them, and none about each: there may be hundreds.
+    /// The pools in which nothing waits. One question is about all of them, and none about each: there may be hundreds. Where it has
+    /// no answer soon, each is looked at for itself.
     async fn idle(&mut self, dispatch: &Dispatch, facts: &LineFacts) -> Result<HashSet<Name>, StoreError> {
         let begun = Instant::now();
+        let was_open = self.with_lines.is_open();
         let is_unknown = |pool: &&Name| self.pools.get(*pool).is_none_or(LineView::is_empty);
-        let unknown: Vec<Name> = facts.pools.iter().filter(is_unknown).cloned().collect();
-        if unknown.is_empty() || self.apart_until.is_some_and(|until| begun < until) {
-            return Ok(HashSet::new());
+        let unseen = |pool: &Name| (pool.clone(), self.pools.get(pool).and_then(LineView::unseen));
+        let unknown: Vec<_> = facts.pools.iter().filter(is_unknown).map(unseen).collect();
+        if !was_open {
+            if unknown.is_empty() || self.apart_until.is_some_and(|until| begun < until) {
+                return Ok(HashSet::new());
+            }
+            let (store, asked) = (dispatch.store.clone(), unknown.clone());
+            self.with_lines.ask(async move { store.pools_with_lines(&asked).await });
         }
-        let with_lines = dispatch.store.pools_with_lines(&unknown).await?;
-        let took = begun.elapsed();
+        let Some((with_lines, took)) = self.with_lines.answer().await else { return Ok(HashSet::new()) };
         let slow = SLOW.max(EACH_IDLE * unknown.len() as u32);
-        self.apart_until = (took > slow).then(|| begun + took * REST);
-        Ok(unknown.into_iter().filter(|pool| !with_lines.contains(pool)).collect())
+        let is_slow = was_open || took > slow || with_lines.is_err();
+        self.apart_until = is_slow.then(|| Instant::now() + took * REST);
+        note(
+            &with_lines,
+            &mut self.unasked,
+            "pools cannot be asked together whether jobs wait in their lines",
+        );
+        let with_lines = match with_lines {
+            Err(error) if !error.may_lie_in_one_call() => return Err(error),
+            // An old answer says nothing.
+            Ok(with_lines) if !was_open => with_lines,
+            _ => return Ok(HashSet::new()),
+        };
+        let mut idle = HashSet::new();
+        for (pool, unseen) in unknown {
+            let view = self.pools.entry(pool.clone()).or_default();
+            if with_lines.contains(&pool) {
+                view.is_seen_waiting();
+            } else {
+                view.is_seen_empty(begun, unseen.is_none());
+                idle.insert(pool);
+            }
+        }
+        Ok(idle)
     }
 
     /// Waits until a pool that had no turns, because as much is on its way to the broker as may be, may have some again.
@@ -315,14 +349,10 @@ impl Admitter {
         if waits.is_some_and(|until| begun < until) {
             return Ok(());
         }
-        for _ in 0..LEAVING_AT_ONCE {
-            if dispatch.store.leave_lines(LEAVING).await? < LEAVING as usize {
-                break;
-            }
-        }
+        let left = leave_lines(dispatch).await;
         let bounds = self.bounds(dispatch).await?;
         let may_grant = takes_messages(dispatch) && self.counting <= SLOW;
-        let (mut noted, mut failed) = (BTreeMap::new(), Ok(()));
+        let (mut noted, mut failed) = (BTreeMap::new(), left);
         for pool in &facts.pools {
             let view = self.pools.entry(pool.clone()).or_default();
             let seen = if idle.contains(pool) {
@@ -423,6 +453,16 @@ impl LineView {
             });
         }
     }
+}
+
+/// Lets go what waits in pools that have no line any more.
+async fn leave_lines(dispatch: &Dispatch) -> Result<(), StoreError> {
+    for _ in 0..LEAVING_AT_ONCE {
+        if dispatch.store.leave_lines(LEAVING).await? < LEAVING as usize {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Whether the broker takes messages.

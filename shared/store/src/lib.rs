@@ -63,9 +63,9 @@ pub use jobs::{
     Suspicion, Taken, TenantNow, Turn, Unwanted,
 };
 pub use line::{
-    Admitted, AdmittedJob, AskingPlace, BusyJob, ChangedLimit, ChangedPool, Grant, HIGHEST_LIMIT, InFlight,
-    LimitView, LineBounds, LineCount, LineFacts, LinePlace, LineTake, MOST_LIMITS, OldestInFlight, PoolCapacity,
-    PoolSeen, PoolView,
+    Admitted, AdmittedJob, AskingPlace, BusyJob, ChangedLimit, ChangedPool, Entered, Grant, HIGHEST_LIMIT,
+    InFlight, LimitView, LineBounds, LineCount, LineFacts, LinePlace, LineTake, MOST_LIMITS,
+    OldestInFlight, PoolCapacity, PoolSeen, PoolView, Since,
 };
 pub use scaling::{
     Asked, DecisionOutcome, DecisionView, DrainMark, Leadership, MARK_FOR, MarkView, NewDecision, PoolDemand,

@@ -10,12 +10,14 @@
 mod pools;
 mod limits;
 mod facts;
+mod find;
 mod admit;
 mod asking;
 
-pub(crate) use admit::first_in_line;
-pub use admit::{Admitted, AdmittedJob, BusyJob, LinePlace, LineTake};
+pub use admit::{Admitted, AdmittedJob, BusyJob, LineTake};
 pub use asking::AskingPlace;
 pub use facts::{Grant, InFlight, LineBounds, LineCount, LineFacts, OldestInFlight, PoolCapacity, PoolSeen};
+pub(crate) use find::first_in_line;
+pub use find::{Entered, LinePlace, Since};
 pub use limits::{ChangedLimit, HIGHEST_LIMIT, LimitView, MOST_LIMITS};
 pub use pools::{ChangedPool, PoolView};

@@ -7,6 +7,7 @@ mod outages;
 mod crowds;
 mod grants;
 mod busy;
+mod departed;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -66,11 +67,11 @@ async fn a_message_counts_for_as_long_as_it_is_on_its_way_and_pools_are_asked_to
     let pool = name("default");
     let leadership = admitting(&store, "one").await;
     let jobs = ["a", "b"].map(|session| job(session, "echo", json!(1)));
-    let none = store.pools_with_lines(std::slice::from_ref(&pool)).await.unwrap();
+    let none = store.pools_with_lines(&[(pool.clone(), None)]).await.unwrap();
     store.accept(&jobs).await.unwrap();
     let demand = store.demand(std::slice::from_ref(&pool), LEASE).await.unwrap().remove(0);
     assert!(demand.line_is_old && demand.in_line == 2, "nobody has looked: {demand:?}");
-    let one = store.pools_with_lines(&[pool.clone(), name("other")]).await.unwrap();
+    let one = store.pools_with_lines(&[(pool.clone(), None), (name("other"), None)]).await.unwrap();
     assert_eq!((none.len(), one.into_iter().collect::<Vec<_>>()), (0, vec![pool.clone()]));
     store.admit(&leadership, &pool, &[first(2, "default", "", 5)]).await.unwrap();
     // One has been published for longer than any transaction takes; it waits for a slot.

@@ -1,9 +1,7 @@
 //! What an admitter remembers of a pool's line: which lines have jobs, and how far each was read.
 //!
-//! Lines are found by going from one to the next. Where there are many, or where many jobs have left whose rows Postgres cannot
-//! remove yet (a long snapshot elsewhere), that takes long: then a part at a time, and with rests. Reading goes on behind the
-//! last job that was looked at, so it pays for neither. A line that was not found from the first one to the last has no jobs, and
-//! is forgotten: it would have turns for nothing.
+//! Reading goes on behind the last job that was looked at, so it passes nothing that has left. A line that was not found from the
+//! first one to the last has no jobs, and is forgotten: it would have turns for nothing.
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Included, Unbounded};
@@ -15,14 +13,10 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::find::{ByTime, Walk};
 use super::offer::Offers;
 use super::turns::{Held, LineId, Places, Turns, id};
-use crate::tick::REST;
 
-/// Lines of one question, at most and at least.
-const PAGE: (i32, i32) = (1_000, 16);
-/// A question that takes longer is followed by a rest, and by a smaller one.
-pub(super) const SLOW: Duration = Duration::from_millis(5);
 /// Up to this lane jobs are wanted soon: they are found for themselves.
 const SOON: i16 = 1;
 const LAST: i16 = 3;
@@ -34,16 +28,23 @@ const COUNTED_JOBS: i64 = 10_000;
 const SENDING: usize = 2;
 /// How long a pool rests on which a statement has failed, while the others go on.
 const RESTS: Duration = Duration::from_secs(1);
+/// A pool in which nothing waited is asked about what has entered since, and for as long as any of our transactions takes before. It
+/// is looked through whole again after this.
+const ENTERS_WITHIN: Duration = Duration::from_secs(15);
+const WHOLE_AGAIN: Duration = Duration::from_secs(60);
 
 /// What is remembered.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LineView {
     lines: BTreeMap<LineId, Line>,
-    soon: Finder,
-    rest: Finder,
+    soon: Walk,
+    rest: Walk,
+    by_time: ByTime,
     turns: Turns,
     offers: Offers,
     counted: Option<LineId>,
+    /// Since when nothing has waited here: when all of it was looked through, and when it was looked at last.
+    empty: Option<(Instant, Instant)>,
     /// What was admitted is on its way to the broker.
     sending: Vec<JoinHandle<()>>,
     /// Whether there may have been more, when turns were given last, than a transaction takes.
@@ -56,71 +57,39 @@ pub(super) struct LineView {
     rests_until: Option<Instant>,
 }
 
+impl Default for LineView {
+    fn default() -> LineView {
+        LineView {
+            lines: BTreeMap::new(),
+            soon: Walk::over((0, SOON)),
+            rest: Walk::over((SOON + 1, LAST)),
+            by_time: ByTime::default(),
+            turns: Turns::default(),
+            offers: Offers::default(),
+            counted: None,
+            empty: None,
+            sending: Vec::new(),
+            may_have_more: false,
+            blocking: None,
+            noted: false,
+            trouble: Trouble::default(),
+            rests_until: None,
+        }
+    }
+}
+
 /// A line that has jobs.
 #[derive(Debug, Default)]
 pub(super) struct Line {
     /// The place behind which it is read.
     pub(super) behind: i64,
     /// The round in which it was found.
-    round: u64,
+    pub(super) round: u64,
     /// What it had when it was counted last, without what had its turn since. A line that was not counted yet has a job.
     count: Option<LineCount>,
 }
 
 const ONE_JOB: LineCount = LineCount { jobs: 1, heads: 1, oldest_ms: 0 };
-
-/// How far the lines were found.
-#[derive(Debug)]
-struct Finder {
-    /// From the first line to the last is a round.
-    round: u64,
-    behind: Option<LinePlace>,
-    page: i32,
-    again: Option<Instant>,
-}
-
-impl Default for Finder {
-    fn default() -> Finder {
-        Finder { round: 1, behind: None, page: PAGE.0, again: None }
-    }
-}
-
-impl Finder {
-    /// Finds the next lines of these lanes, from the first again after the last.
-    async fn find(
-        &mut self,
-        store: &Store,
-        pool: &Name,
-        lanes: (i16, i16),
-        lines: &mut BTreeMap<LineId, Line>,
-    ) -> Result<(), StoreError> {
-        let begun = Instant::now();
-        if self.again.is_some_and(|again| begun < again) {
-            return Ok(());
-        }
-        let first = || LinePlace { lane: lanes.0, tenant: String::new(), line: String::new(), behind: 0 };
-        let behind = self.behind.take().unwrap_or_else(first);
-        let found = store.find_lines(pool, Some(&behind), lanes.1, self.page).await?;
-        let took = begun.elapsed();
-        self.behind = found.last().filter(|_| found.len() >= self.page as usize).cloned();
-        self.page = match took > SLOW {
-            true => (self.page / 2).max(PAGE.1),
-            false => (self.page * 2).min(PAGE.0),
-        };
-        self.again = (took > SLOW).then(|| begun + took * REST);
-        for place in found {
-            let line = lines.entry(id(&place)).or_default();
-            (line.behind, line.round) = (place.behind, self.round);
-        }
-        if self.behind.is_none() {
-            let first = |lane| (lane, String::new(), String::new());
-            let of_these = first(lanes.0)..first(lanes.1 + 1);
-            lines.extract_if(of_these, |_, line| line.round != self.round).for_each(drop);
-            self.round += 1;
-        }
-        Ok(())
-    }
-}
 
 impl LineView {
     /// Whether so much is on its way to the broker that no more is admitted. A queue that does not confirm holds up its own pool.
@@ -193,10 +162,41 @@ impl LineView {
         self.noted
     }
 
+    /// For how long nothing may have waited here, if that is known and was found not too long ago by looking through all of it.
+    pub(super) fn unseen(&self) -> Option<Duration> {
+        let (whole, last) = self.empty?;
+        (whole.elapsed() < WHOLE_AGAIN).then(|| last.elapsed() + ENTERS_WITHIN)
+    }
+
+    /// Notes that nothing waited here at this time; if not all of it was looked through, that was known from before.
+    pub(super) fn is_seen_empty(&mut self, at: Instant, is_whole: bool) {
+        self.empty = match self.empty {
+            Some((whole, _)) if !is_whole => Some((whole, at)),
+            _ => Some((at, at)),
+        };
+    }
+
+    /// Notes that something waits here, or may.
+    pub(super) fn is_seen_waiting(&mut self) {
+        self.empty = None;
+    }
+
     /// Finds lines that have jobs.
     pub(super) async fn find(&mut self, store: &Store, pool: &Name) -> Result<(), StoreError> {
-        self.soon.find(store, pool, (0, SOON), &mut self.lines).await?;
-        self.rest.find(store, pool, (SOON + 1, LAST), &mut self.lines).await
+        let begun = Instant::now();
+        let soon = self.soon.find(store, pool, &mut self.lines).await?;
+        let rest = self.rest.find(store, pool, &mut self.lines).await?;
+        if soon && rest {
+            self.by_time.knows_all(begun);
+            return Ok(());
+        }
+        for place in self.by_time.find(store, pool).await? {
+            let round = if place.lane <= SOON { self.soon.round() } else { self.rest.round() };
+            let new = || Line { behind: place.behind, round, count: None };
+            let line = self.lines.entry(id(&place)).or_insert_with(new);
+            line.behind = line.behind.min(place.behind);
+        }
+        Ok(())
     }
 
     /// How many jobs of which lines have their turn now. A pool without workers gets no place that is missing in another one.

@@ -1,6 +1,6 @@
-//! Whose turn it is: finds the lines of a pool, and admits the next jobs of some.
+//! Whose turn it is: admits the next jobs of some lines of a pool.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use deadpool_postgres::Pool;
@@ -9,24 +9,10 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use crate::database::{
-    LOCK_LEADERSHIP, LOCK_SESSIONS, Params, Tx, leads, query, read_change, read_job_id, read_name,
-};
+use super::find::LinePlace;
+use crate::database::{LOCK_LEADERSHIP, LOCK_SESSIONS, Params, Tx, leads, read_change, read_job_id};
 use crate::jobs::{CREATE_SESSIONS_OF, DueJob};
 use crate::{Leadership, Store, StoreError};
-
-/// A line of a pool, and how far it was read.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LinePlace {
-    /// 0 for jobs that have begun; else the number of the lane.
-    pub lane: i16,
-    /// The tenant.
-    pub tenant: String,
-    /// The limit keys, with commas.
-    pub line: String,
-    /// Its jobs are behind this place.
-    pub behind: i64,
-}
 
 /// How many jobs of a line are to be admitted.
 #[derive(Clone, Debug)]
@@ -69,41 +55,6 @@ pub struct Admitted {
     /// Those whose session seemed busy: [`Store::block`] looks again.
     pub busy: Vec<BusyJob>,
 }
-
-/// The first job of a pool's first line, or of the one behind a line, by the index `harness_jobs_line`. It reads no other job.
-macro_rules! first_in_line {
-    ($pool:literal $(, $behind:literal)?) => {
-        concat!(
-            "(SELECT pool, lane, tenant COLLATE \"C\" AS tenant, line, seq, job_id FROM harness_jobs j
-               WHERE j.state = 'waiting' AND j.pool = ",
-            $pool,
-            $(" AND (j.lane, j.tenant COLLATE \"C\", j.line) > ", $behind,)?
-            " ORDER BY j.lane, j.tenant COLLATE \"C\", j.line, j.seq LIMIT 1)"
-        )
-    };
-}
-pub(crate) use first_in_line;
-
-/// From one line to the next, behind this one.
-const FIND: &str = concat!(
-    "WITH RECURSIVE lines AS (
-        SELECT f.*, 1 AS found FROM ",
-    first_in_line!("$1", "($2::smallint, $3::text, $4::text)"),
-    " f
-        UNION ALL
-        SELECT n.*, l.found + 1 FROM lines l CROSS JOIN LATERAL ",
-    first_in_line!("$1", "(l.lane, l.tenant, l.line)"),
-    " n
-         WHERE l.found < $5 AND l.lane <= $6::smallint
-    )
-    SELECT lane, tenant, line, seq FROM lines WHERE lane <= $6::smallint"
-);
-
-const WITH_LINES: &str = concat!(
-    "SELECT p.pool FROM unnest($1::text[]) AS p(pool) WHERE (SELECT f.job_id FROM ",
-    first_in_line!("p.pool"),
-    " f) IS NOT NULL"
-);
 
 /// A job that asks its session to make room has its turn in any case: the worker that finds the session busy asks as
 /// well. One that a busy session rejects has none there: who asks for jobs that wait ends it ([`Store::asking_in_line`]).
@@ -210,35 +161,6 @@ pub(super) async fn under(
 }
 
 impl Store {
-    /// Finds the lines of a pool behind this one (from the first, without one) up to this lane, at most `most` of them. Each
-    /// is placed before its first job.
-    pub async fn find_lines(
-        &self,
-        pool: &Name,
-        behind: Option<&LinePlace>,
-        up_to: i16,
-        most: i32,
-    ) -> Result<Vec<LinePlace>, StoreError> {
-        let (lane, tenant, line) =
-            behind.map_or((-1, "", ""), |place| (place.lane, place.tenant.as_str(), place.line.as_str()));
-        let params: [&(dyn ToSql + Sync); 6] = [&pool.as_str(), &lane, &tenant, &line, &most, &up_to];
-        let rows = query(&self.pool, "find_lines", FIND, &params).await?;
-        let read = |row: &Row| LinePlace {
-            lane: row.get(0),
-            tenant: row.get(1),
-            line: row.get(2),
-            behind: row.get::<_, i64>(3) - 1,
-        };
-        Ok(rows.iter().map(read).collect())
-    }
-
-    /// Returns those of these pools in which jobs wait in line.
-    pub async fn pools_with_lines(&self, pools: &[Name]) -> Result<HashSet<Name>, StoreError> {
-        let pools: Vec<&str> = pools.iter().map(Name::as_str).collect();
-        let rows = query(&self.pool, "pools_with_lines", WITH_LINES, &[&pools]).await?;
-        Ok(rows.iter().filter_map(|row| read_name(row, 0)).collect())
-    }
-
     /// Admits the next jobs of these lines of a pool, under this leadership; without it nothing changes. What cannot run
     /// because of its session stays where it is, and is returned.
     pub async fn admit(

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::admit::LinePlace;
+use super::find::LinePlace;
 use crate::database::{Tx, leads, query, read_name};
 use crate::jobs::placed;
 use crate::{Store, StoreError};
