@@ -137,7 +137,8 @@ async fn in_a_session_order_wins_over_the_lane() {
     database.audited().await;
     assert_eq!(store.admit(&leadership, &pool, &[first(3, "default", "", 5)]).await.unwrap().due.len(), 1);
     let run = claimed(runner.claim(&jobs[0]).await.unwrap());
-    // Nothing else waits in the pool, so the next one needs no turn.
+    // Nothing else waits in the pool, as was seen lately, so the next one needs no turn.
+    database.execute("UPDATE harness_pools SET seen_at = now()").await;
     let next = runner.succeed(&run).await.unwrap().next.expect("the next one of the session");
     assert_eq!(next.claim.job_id(), jobs[1].job_id);
     // Now something does.
@@ -207,6 +208,26 @@ async fn the_first_jobs_of_lines_are_seen_as_what_waits_for_a_slot() {
         gauges[0].oldest_in_line >= Duration::from_secs(90) && gauges[0].oldest_queued.is_zero(),
         "{gauges:?}"
     );
+}
+
+#[tokio::test]
+async fn a_next_job_waits_for_its_turn_where_the_line_was_not_looked_at_lately() {
+    let (database, store) = with_line().await;
+    let runner = Runner::register(&store).await;
+    let leadership = admitting(&store, "one").await;
+    let pool = name("default");
+    for (seen_at, is_lately) in [("NULL", false), ("now() - interval '11 seconds'", false), ("now()", true)] {
+        database.execute("DELETE FROM harness_jobs").await;
+        let jobs = [1, 2].map(|n| job("s", "echo", json!(n)));
+        store.accept(&jobs).await.unwrap();
+        let admitted = store.admit(&leadership, &pool, &[first(2, "default", "", 5)]).await.unwrap();
+        store.block(&admitted.busy).await.unwrap();
+        database.execute(&format!("UPDATE harness_pools SET waiting = 0, seen_at = {seen_at}")).await;
+        let run = claimed(runner.claim(&jobs[0]).await.unwrap());
+        let next = runner.succeed(&run).await.unwrap().next;
+        assert_eq!(next.is_some(), is_lately, "seen at {seen_at}");
+    }
+    database.audited().await;
 }
 
 #[tokio::test]

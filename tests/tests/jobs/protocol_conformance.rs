@@ -115,7 +115,7 @@ impl Line {
 
     /// Writes down what the model's leader has.
     async fn set(&mut self, ledger: &Ledger) {
-        let note = "UPDATE harness_pools SET waiting = $1, granted = 1, counted_from = '-infinity',
+        let note = "UPDATE harness_pools SET waiting = $1, seen_at = 'infinity', granted = 1, counted_from = '-infinity',
                                              granted_until = CASE WHEN $2 THEN now() + interval '1 hour' END";
         let noted = sqlx::query(note).bind(i64::from(ledger.noted)).bind(ledger.grants);
         noted.execute(&mut self.sql).await.expect("it is written down");

@@ -2,7 +2,7 @@
 
 use super::claimed::claimed_columns;
 
-/// Whether a job has to wait for its turn in its pool's line.
+/// Whether a job has to wait for its turn in its pool's line. What was seen of the line long ago, or never, says nothing.
 macro_rules! waits_its_turn {
     ($job:literal) => {
         concat!(
@@ -10,7 +10,7 @@ macro_rules! waits_its_turn {
                       WHERE p.pool = ",
             $job,
             ".pool AND p.line
-                        AND (p.waiting > 0 OR ",
+                        AND (p.waiting > 0 OR coalesce(p.seen_at < now() - interval '10 seconds', true) OR ",
             $job,
             ".line <> ''
                              OR EXISTS (SELECT FROM harness_tenants t WHERE t.name = ",
