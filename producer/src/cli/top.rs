@@ -74,6 +74,7 @@ impl Top {
 
 fn drawn(now: &FleetNow) -> String {
     let mut parts = vec![pools(now)];
+    parts.extend(held_keys(now));
     // A fleet with one tenant needs no list of them.
     if now.tenants.iter().any(|tenant| tenant.tenant != "default" || tenant.max_waiting.is_some()) {
         parts.push(tenants(now));
@@ -123,6 +124,23 @@ fn pools(now: &FleetNow) -> String {
         ]);
     }
     table.to_string()
+}
+
+/// Where limits hold most jobs back, if anywhere.
+fn held_keys(now: &FleetNow) -> Option<String> {
+    let mut table = status::table();
+    table.set_header(["held back by a limit: pool", "tenant", "keys", "jobs"]);
+    for pool in &now.pools {
+        for held in pool.line.iter().flat_map(|seen| &seen.held_keys) {
+            table.add_row([
+                shown(&pool.pool).into_owned(),
+                shown(&held.tenant).into_owned(),
+                shown(&held.keys).into_owned(),
+                held.jobs.to_string(),
+            ]);
+        }
+    }
+    (table.row_count() > 0).then(|| table.to_string())
 }
 
 /// How long the first job has waited that only waits for a slot, in seconds.

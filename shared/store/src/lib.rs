@@ -64,7 +64,7 @@ pub use jobs::{
 };
 pub use line::{
     Admitted, AdmittedJob, AskingPlace, BusyJob, ChangedLimit, ChangedPool, Entered, Grant, HIGHEST_LIMIT,
-    InFlight, LimitView, LineBounds, LineCount, LineFacts, LinePlace, LineTake, MOST_LIMITS,
+    HeldKeys, InFlight, LimitView, LineBounds, LineCount, LineFacts, LinePlace, LineTake, MOST_LIMITS,
     OldestInFlight, PoolCapacity, PoolSeen, PoolView, Since,
 };
 pub use scaling::{

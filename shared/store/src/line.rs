@@ -16,7 +16,9 @@ mod asking;
 
 pub use admit::{Admitted, AdmittedJob, BusyJob, LineTake};
 pub use asking::AskingPlace;
-pub use facts::{Grant, InFlight, LineBounds, LineCount, LineFacts, OldestInFlight, PoolCapacity, PoolSeen};
+pub use facts::{
+    Grant, HeldKeys, InFlight, LineBounds, LineCount, LineFacts, OldestInFlight, PoolCapacity, PoolSeen,
+};
 pub(crate) use find::first_in_line;
 pub use find::{Entered, LinePlace, Since};
 pub use limits::{ChangedLimit, HIGHEST_LIMIT, LimitView, MOST_LIMITS};

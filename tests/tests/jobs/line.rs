@@ -312,6 +312,10 @@ async fn what_holds_a_job_back_is_said_and_is_no_demand() {
     assert_eq!(fleet.database.count("SELECT could_run FROM harness_pools").await, 0);
     let demand = fleet.database.store().demand(&[name("default")], LEASE).await.unwrap().remove(0);
     assert_eq!((demand.running, demand.in_line, demand.oldest_in_line_ms), (1, 0, None), "{demand:?}");
+    let top = fleet.producer(&["top", "--once"]).await;
+    let held = top.out.lines().skip_while(|line| !line.contains("held back by a limit")).nth(2);
+    let held: Vec<&str> = held.unwrap_or_default().split_whitespace().filter(|cell| *cell != "│").collect();
+    assert_eq!(held, ["default", "default", "k", "1"], "{top:?}");
     let why = fleet.producer(&["why", &keyed.job_id.to_string()]).await;
     assert!(why.out.contains("the limit of key k holds it back: 0 of 0 have a place"), "{why:?}");
     let why = fleet.producer(&["why", &theirs[2].job_id.to_string()]).await;

@@ -3,12 +3,13 @@
 //! Reading goes on behind the last job that was looked at, so it passes nothing that has left. A line that was not found from the
 //! first one to the last has no jobs, and is forgotten: it would have turns for nothing.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::time::Duration;
 
 use job::{Name, Trouble};
-use store::{AdmittedJob, LineCount, LinePlace, LineTake, PoolSeen, Store, StoreError};
+use store::{AdmittedJob, HeldKeys, LineCount, LinePlace, LineTake, PoolSeen, Store, StoreError};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::warn;
@@ -23,6 +24,8 @@ const LAST: i16 = 3;
 /// Lines that are counted at a time; and how many jobs are counted in these.
 const COUNTED: usize = 2_000;
 const COUNTED_JOBS: i64 = 10_000;
+/// Lines that the limit of a key holds back, of those that are noted by name.
+const HELD_KEYS: usize = 5;
 
 /// While one transaction's jobs are sent, those of the next one are admitted.
 const SENDING: usize = 2;
@@ -277,6 +280,7 @@ impl LineView {
                 }
             }
         }
+        let mut held = Vec::new();
         for ((lane, tenant, line), Line { count, .. }) in &self.lines {
             let count = count.as_ref().unwrap_or(&ONE_JOB);
             *match lane {
@@ -290,7 +294,13 @@ impl LineView {
             let run = left.map_or(count.heads, |(left, _)| left.min(count.heads));
             match left {
                 Some((_, Held::ByTenant)) => seen.held_by_tenant += count.heads - run,
-                Some((_, Held::ByLimit)) => seen.held_by_limit += count.heads - run,
+                Some((_, Held::ByLimit)) => {
+                    let jobs = count.heads - run;
+                    seen.held_by_limit += jobs;
+                    if jobs > 0 {
+                        held.push((jobs, tenant, line));
+                    }
+                }
                 None => {}
             }
             seen.could_run += run;
@@ -299,6 +309,14 @@ impl LineView {
             }
             places.take(tenant, line, run);
         }
+        held.sort_unstable_by_key(|(jobs, ..)| Reverse(*jobs));
+        held.truncate(HELD_KEYS);
+        let named = |(jobs, tenant, keys): (u64, &String, &String)| HeldKeys {
+            tenant: tenant.clone(),
+            keys: keys.clone(),
+            jobs,
+        };
+        seen.held_keys = held.into_iter().map(named).collect();
         self.noted = seen.waiting() > 0;
         Ok(seen)
     }

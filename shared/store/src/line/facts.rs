@@ -99,6 +99,19 @@ pub struct PoolSeen {
     pub lines: u64,
     /// How long those that could run have waited, at most: in milliseconds.
     pub oldest_ms: u64,
+    /// Of the lines that a key's limit holds back, those with the most jobs; few.
+    pub held_keys: Vec<HeldKeys>,
+}
+
+/// A line that the limit of a key holds back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldKeys {
+    /// Whose jobs they are.
+    pub tenant: String,
+    /// Their limit keys, with commas.
+    pub keys: String,
+    /// How many are held back.
+    pub jobs: u64,
 }
 
 impl PoolSeen {
@@ -108,7 +121,7 @@ impl PoolSeen {
     }
 
     pub(crate) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("numbers")
+        serde_json::to_string(self).expect("numbers and names")
     }
 
     pub(crate) fn from_json(text: &str) -> PoolSeen {
