@@ -156,6 +156,8 @@ struct Admitter {
     /// When what was seen is written down again: at the latest, and at the soonest.
     note_at: Option<Instant>,
     note_rests_until: Option<Instant>,
+    /// Whether the last note has granted something.
+    grants: bool,
     unnoted: Trouble,
 }
 
@@ -345,7 +347,12 @@ impl Admitter {
         is_news: bool,
     ) -> Result<(), StoreError> {
         let begun = Instant::now();
-        let waits = if is_news { self.note_rests_until } else { self.note_at };
+        let waits = match is_news {
+            // What the broker would not take is granted no longer.
+            _ if self.grants && !takes_messages(dispatch) => None,
+            true => self.note_rests_until,
+            false => self.note_at,
+        };
         if waits.is_some_and(|until| begun < until) {
             return Ok(());
         }
@@ -380,6 +387,7 @@ impl Admitter {
         if !noted.is_empty() {
             dispatch.store.note_seen(leadership, &noted).await?;
         }
+        self.grants = noted.values().any(|(_, grant)| grant.messages > 0);
         let rest = begun.elapsed() * REST;
         self.note_at = Some(begun + rest.clamp(FRESH_FOR, NOTED_AFTER));
         self.note_rests_until = Some(begun + rest.min(NOTED_AFTER));

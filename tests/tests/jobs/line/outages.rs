@@ -88,6 +88,39 @@ async fn a_door_that_alone_has_lost_the_broker_gives_back_what_it_was_granted() 
 }
 
 #[tokio::test]
+async fn what_a_broker_does_not_take_for_lack_of_disk_waits_and_runs_once_when_it_has_some() {
+    let (fleet, own) = (Fleet::new().await, OwnBroker::start().await);
+    fleet.line("default").await;
+    let door = fleet.door("door").set("AMQP_URL", &own.url).start().await;
+    let _worker = fleet.worker("worker").set("WORKER_SLOTS", 4).set("AMQP_URL", &own.url).start().await;
+    let granted = "SELECT count(*) FROM harness_pools WHERE granted_until > now()";
+    until("new jobs need no turn", async || (fleet.database.count(granted).await == 1).then_some(())).await;
+    own.lacks_disk(true).await;
+    let api = Api::of(&door).await;
+    let mut jobs = Vec::new();
+    let submit = async || api.submit(&json!({"agent_id": "echo", "input": 1})).await.is(202).text("job_id");
+    // What is granted is taken in, and sent by connections that the broker blocks, until the admitter's own is one.
+    until("nothing is granted", async || {
+        jobs.push(submit().await);
+        (fleet.database.count(granted).await == 0).then_some(())
+    })
+    .await;
+    let ungranted = submit().await;
+    let state = |id: &str| format!("SELECT state FROM harness_jobs WHERE job_id = '{id}'");
+    assert_eq!(fleet.database.texts(&state(&ungranted)).await, ["waiting"]);
+    super::looked(&fleet).await;
+    assert_eq!(fleet.database.texts(&state(&ungranted)).await, ["waiting"], "none has its turn");
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_results").await, 0, "nothing was sent");
+    own.lacks_disk(false).await;
+    jobs.push(ungranted);
+    for id in &jobs {
+        assert_eq!(api.wait(id).await.is(200).text("state"), "succeeded");
+    }
+    assert_eq!(fleet.database.count("SELECT count(*) FROM harness_results").await, jobs.len() as i64);
+    fleet.database.audited().await;
+}
+
+#[tokio::test]
 async fn a_leader_that_dies_between_pick_and_publish_loses_no_job() {
     let fleet = Fleet::new().await;
     fleet.line("default").await;
