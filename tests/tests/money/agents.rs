@@ -121,7 +121,7 @@ async fn the_next_job_of_a_session_knows_of_the_call_in_which_the_last_worker_of
         worker.kill();
     }
     let _worker = desk.worker("last", "").short_lease().start().await;
-    let later = later(OnBusy::Queue);
+    let later = later(OnBusy::Enqueue);
     for (spec, next) in jobs("dies").iter().zip(&later) {
         desk.fleet.enqueue(std::slice::from_ref(next)).await;
         let view = desk.fleet.ended(next.job_id).await;

@@ -146,7 +146,7 @@ impl Gateway {
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        Reading { wire, run, begun, streamed: &mut 0 }.answer(response, None).await.map(Some)
+        Reading { wire, run, begun, is_shown: false, streamed: &mut 0 }.answer(response, None).await.map(Some)
     }
 
     fn request(&self, wire: Wire, body: Bytes) -> reqwest::RequestBuilder {
@@ -188,7 +188,9 @@ impl Gateway {
                 Taking { take, offered, is_taking: &is_taking }
             });
             let response = request.send().await.map_err(broken)?;
-            Reading { wire, run, begun, streamed }.answer(response, taking).await
+            // A summary is no text of the job.
+            let is_shown = take.is_some();
+            Reading { wire, run, begun, is_shown, streamed }.answer(response, taking).await
         };
         let silent = self.silence(run.meter().map(|meter| &**meter), begun, &is_taking);
         tokio::select! {

@@ -3,16 +3,19 @@
 //!
 //! ```text
 //! session's context ──▶ what comes next? ──▶ call ──▶ gateway of the worker ──▶ provider
-//!        ▲                     │                            │ the answer is stored with its settlement
-//!        │                     └──▶ tools ◀─────────────────┘ before its last event is passed on
-//!        └────────────────────────── checkpoint: answer and results
+//!        ▲                     │                            │
+//!        ├─────────────────────┼────────────────────────────┘ checkpoint of the answer, with its settlement
+//!        │                     └──▶ tools
+//!        └──────────────────────────┘ checkpoint of each result
 //! ```
 //!
 //! - **The context alone says what comes next** (`transcript`). Any worker goes on from it, after any kill, and its next
-//!   request extends the last to the letter. What was answered and not checkpointed is stored by the gateway, and given
-//!   again for the same request; so nothing that the context does not have may be in a request.
-//! - **A tool call is known before it starts**: its answer is stored. After a kill, a call without a result is made again if
-//!   its tool is declared safe to repeat; else the model is told that it may have taken effect.
+//!   request extends the last to the letter. Nothing that the context does not have may be in a request.
+//! - **A tool call is known before it starts**: its answer is in the context, by one transaction with the settlement of the
+//!   call (`reading`). A run that has lost its job learns it there, and starts no tool. After a kill, a call without a
+//!   result is made again if its tool is declared safe to repeat; else the model is told that it may have taken effect.
+//! - **Other answers are stored by the gateway** and given again for the same request: summaries, and where there is no
+//!   ledger that takes a checkpoint with a settlement.
 //! - **Money, rates and keys are the gateway's**: the loop is one of its programs.
 //!
 //! This crate has never heard of RabbitMQ, SQL or leases.

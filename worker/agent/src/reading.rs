@@ -66,6 +66,8 @@ pub(crate) struct Reading<'a> {
     pub wire: Wire,
     pub run: &'a Run,
     pub begun: Instant,
+    /// Whether its text is shown to those who follow the job.
+    pub is_shown: bool,
     /// Counts the characters of it that were shown.
     pub streamed: &'a mut usize,
 }
@@ -74,6 +76,7 @@ pub(crate) struct Reading<'a> {
 struct Progress<'a> {
     run: &'a Run,
     begun: Instant,
+    is_shown: bool,
     streamed: &'a mut usize,
     headers: HeaderMap,
     frames: Frames,
@@ -86,15 +89,24 @@ struct Progress<'a> {
 impl Reading<'_> {
     /// Reads an answer to its end.
     pub async fn answer(self, response: Response, mut taking: Option<Taking<'_>>) -> Result<Asked, Fault> {
-        let Reading { wire, run, begun, streamed } = self;
+        let Reading { wire, run, begun, is_shown, streamed } = self;
         let (status, headers) = (response.status(), response.headers().clone());
         if !status.is_success() {
             let body = response.text().await.unwrap_or_default();
             return Err(Fault::refusal(status.as_u16(), &body, retry_after(&headers)));
         }
         let (frames, assembly) = (Frames::default(), wire.assembly());
-        let mut progress =
-            Progress { run, begun, streamed, headers, frames, assembly, first_token: None, read: 0 };
+        let mut progress = Progress {
+            run,
+            begun,
+            is_shown,
+            streamed,
+            headers,
+            frames,
+            assembly,
+            first_token: None,
+            read: 0,
+        };
         let (mut chunks, mut offer) = (response.bytes_stream(), None::<Offer>);
         // What follows the end says nothing, and the connection may stay open.
         while !progress.assembly.has_ended() {
@@ -147,7 +159,7 @@ impl Progress<'_> {
             if let Some(text) = self.assembly.event(&data)? {
                 self.first_token.get_or_insert_with(|| self.begun.elapsed());
                 // Who follows the job has seen what an earlier attempt was answered.
-                if !self.headers.contains_key(REPLAYED) {
+                if self.is_shown && !self.headers.contains_key(REPLAYED) {
                     *self.streamed += text.chars().count();
                     self.run.text(&text);
                 }

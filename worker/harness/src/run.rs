@@ -194,7 +194,7 @@ impl Run {
 
     /// Applies a delta that is durable now.
     pub async fn written(&mut self, Prepared { delta, room }: Prepared) -> Result<(), Stop> {
-        self.paid = self.paid + delta.usage;
+        self.paid += delta.usage;
         self.room = room;
         if self.task.max_stalled_iterations.is_some() {
             self.stalled = self.session.stalled(self.stalled, &delta);
@@ -232,7 +232,7 @@ impl Run {
         let delta = Delta { usage, ..Delta::default() };
         if !delta.is_empty() && delta.check().is_ok() {
             self.journal.checkpoint(&delta).await?;
-            self.paid = self.paid + usage;
+            self.paid += usage;
             self.session.apply(&delta);
         }
         Ok(())
@@ -243,7 +243,7 @@ impl Run {
         if let Ok(room) = self.room.after(delta, &self.session) {
             self.room = room;
         }
-        self.paid = self.paid + delta.usage;
+        self.paid += delta.usage;
         self.session.apply(delta);
     }
 

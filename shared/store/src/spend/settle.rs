@@ -264,7 +264,7 @@ impl Batched for Settling {
             steps.push((STORE, storing.as_slice()));
         }
         let rows = Tx::run_steps(pool, "settle", &steps).await?;
-        let held = appends.is_some().then(|| ids(&rows[0])).unwrap_or_default();
+        let held = appends.as_ref().map_or_else(HashSet::new, |_| ids(&rows[0]));
         let settled: BTreeMap<Uuid, Usd> = rows[settles].iter().map(read_settled).collect();
         let answer = |it: &Settling| {
             let overrun = settled.get(&it.call.call.call_id);

@@ -89,7 +89,7 @@ async fn a_job_that_waits_for_a_slot_asks_the_one_that_runs_in_its_session() {
     fleet.enqueue(std::slice::from_ref(&running)).await;
     for on_busy in ALL {
         fleet.iterated(running.job_id, 1).await;
-        // They are before it, and the first of them fill what may be on its way.
+        // The first of them fill what may be on its way.
         let others: Vec<JobSpec> =
             (0..5).map(|n| job(&format!("{on_busy:?}-{n}"), "echo", json!(n))).collect();
         fleet.enqueue(&others).await;
@@ -103,7 +103,6 @@ async fn a_job_that_waits_for_a_slot_asks_the_one_that_runs_in_its_session() {
         let view = fleet.ended(running.job_id).await;
         let code = view.failure.map(|failure| failure.code);
         assert_eq!((view.state, code), (JobState::Cancelled, Some(FailureCode::Interrupted)), "{on_busy:?}");
-        fleet.undisturbed(&others).await;
         running = next;
     }
     fleet.database.audited().await;

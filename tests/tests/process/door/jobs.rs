@@ -9,7 +9,7 @@ use uuid::Uuid;
 /// A job of this session that was submitted so many hours ago.
 fn job_from(hours_ago: u32, session: &str) -> JobSpec {
     let now = Uuid::from(JobId::now()).as_u128();
-    let id = Uuid::from_u128(now - (u128::from(hours_ago) * 3_600_000 << 80));
+    let id = Uuid::from_u128(now - ((u128::from(hours_ago) * 3_600_000) << 80));
     JobSpec { job_id: id.try_into().expect("version 7"), ..tests::job(session, "echo", json!(1)) }
 }
 

@@ -213,6 +213,6 @@ impl Turns<'_> {
 
 /// Returns the summary that an answer is, if it is one, and whether it was cut at its limit.
 fn said(answer: Answer) -> Option<(String, bool)> {
-    let is_summary = !answer.text.is_empty() && answer.stop != StopReason::Refusal;
+    let is_summary = !answer.text.trim().is_empty() && answer.stop != StopReason::Refusal;
     is_summary.then_some((answer.text, answer.stop == StopReason::OutputLimit))
 }
