@@ -1,6 +1,6 @@
 //! Journal: a run's checkpoints on their way into the ledger.
 
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -42,18 +42,36 @@ pub struct Journal {
 
 #[derive(Default)]
 struct Unanswered {
-    /// A checkpoint that was sent and has not been answered.
-    last: Option<(CheckpointRow, Delta)>,
+    /// The last checkpoint that was sent, until the run has it in its session.
+    last: Option<Sent>,
     /// Whether the run has ended. Then the settlement of a call writes none any more.
     has_ended: bool,
 }
 
+struct Sent {
+    row: CheckpointRow,
+    delta: Delta,
+    /// Whether it is in the ledger, and counted.
+    is_durable: bool,
+}
+
 /// Why a checkpoint is not written.
 pub enum NotWritten {
-    /// The run must stop.
-    Stopped(Stop),
+    /// The job is no longer ours.
+    Lost,
+    /// It was refused. After a try that was not answered, an earlier one may have been written.
+    Refused { why: String, may_be_written: bool },
     /// The process ends, and whether it was written is not known.
     ProcessEnds,
+}
+
+impl From<NotWritten> for Stop {
+    fn from(not_written: NotWritten) -> Stop {
+        match not_written {
+            NotWritten::Lost | NotWritten::ProcessEnds => Stop::LeaseLost,
+            NotWritten::Refused { why, .. } => Stop::Unstorable(why),
+        }
+    }
 }
 
 impl Journal {
@@ -80,41 +98,62 @@ impl Journal {
         what: &'static str,
         ends: &CancellationToken,
         write: impl Fn() -> W,
-    ) -> Result<Fenced<()>, RetryError<StoreError>> {
-        let too_much = OnceLock::new();
+    ) -> Result<(), NotWritten> {
+        let (too_much, was_unanswered) = (OnceLock::new(), AtomicBool::new(false));
         let try_again = |error: &StoreError| match error {
             StoreError::TooMuch(_) => too_much.get_or_init(Instant::now).elapsed() < self.timeout,
+            StoreError::Unavailable(_) => {
+                was_unanswered.store(true, Ordering::Relaxed);
+                true
+            }
             _ => error.is_retryable(),
         };
-        retry(what, ends, try_again, write).await
+        match retry(what, ends, try_again, write).await {
+            Ok(Fenced::Done(())) => Ok(()),
+            Ok(Fenced::Lost) => Err(NotWritten::Lost),
+            Err(RetryError::Stopped | RetryError::Permanent(StoreError::Closed)) => {
+                Err(NotWritten::ProcessEnds)
+            }
+            Err(RetryError::Permanent(error)) => {
+                let why = format!("the checkpoint was refused: {error}");
+                Err(NotWritten::Refused { why, may_be_written: was_unanswered.load(Ordering::Relaxed) })
+            }
+        }
     }
 
-    /// Asks again about a checkpoint whose answer was not waited for. The run has ended.
+    /// Asks again about a checkpoint that the run does not have, although it may be in the ledger. The run has ended.
     pub async fn settle(&self) -> Settled {
-        let unanswered = {
+        let sent = {
             let mut unanswered = self.unanswered();
             unanswered.has_ended = true;
             unanswered.last.take()
         };
-        let Some((row, delta)) = unanswered else { return Settled::Nothing };
+        let Some(Sent { row, delta, is_durable }) = sent else { return Settled::Nothing };
+        if is_durable {
+            return Settled::Stands(Box::new(delta));
+        }
         let never = CancellationToken::new();
         match self.patiently(WRITING, &never, || self.store.checkpoint(row.clone())).await {
-            Ok(Fenced::Done(())) => {
+            Ok(()) => {
                 self.count(&delta, row.ordinal);
                 Settled::Stands(Box::new(delta))
             }
-            Ok(Fenced::Lost) => Settled::LeaseLost,
+            Err(NotWritten::Lost) => Settled::LeaseLost,
             // The checkpoint was refused. The run already ends for another reason.
             Err(_) => Settled::Nothing,
         }
     }
 
-    /// Makes the row of a checkpoint, and notes that it is on its way. The meter makes none for a run that has ended.
-    fn begin(&self, delta: &Delta, by_meter: bool) -> Result<CheckpointRow, Stop> {
-        let (patches, entries) = delta.to_kept().map_err(|error| Stop::Unstorable(error.to_string()))?;
+    /// Makes the row of a checkpoint, and notes that it is on its way. The meter makes none for a run that has ended; for one
+    /// that has lost its job, none is written.
+    fn begin(&self, delta: &Delta, by_meter: bool) -> Result<CheckpointRow, NotWritten> {
+        let (patches, entries) = delta.to_kept().map_err(|error| {
+            let why = error.to_string();
+            NotWritten::Refused { why, may_be_written: false }
+        })?;
         let mut unanswered = self.unanswered();
         if by_meter && unanswered.has_ended {
-            return Err(Stop::LeaseLost);
+            return Err(NotWritten::Lost);
         }
         let row = CheckpointRow {
             claim: self.claim.clone(),
@@ -126,45 +165,47 @@ impl Journal {
             input_tokens: delta.usage.input_tokens,
             output_tokens: delta.usage.output_tokens,
         };
-        unanswered.last = Some((row.clone(), delta.clone()));
+        unanswered.last = Some(Sent { row: row.clone(), delta: delta.clone(), is_durable: false });
         Ok(row)
     }
 
-    /// Notes what became of a checkpoint.
-    fn answered(
+    /// Writes a checkpoint.
+    async fn write<W: Future<Output = Result<Fenced<()>, StoreError>>>(
         &self,
-        (delta, ordinal): (&Delta, i32),
-        result: Result<Fenced<()>, RetryError<StoreError>>,
+        delta: &Delta,
+        by_meter: Option<&CancellationToken>,
+        write: impl Fn(CheckpointRow) -> W,
     ) -> Result<(), NotWritten> {
-        // If it is gone, the end of the run has asked as well, and has counted it.
-        let is_uncounted = self.unanswered().last.take_if(|(row, _)| row.ordinal == ordinal).is_some();
-        match result {
-            Ok(Fenced::Done(())) => {
-                if is_uncounted {
-                    self.count(delta, ordinal);
-                }
-                Ok(())
-            }
-            Ok(Fenced::Lost) => Err(NotWritten::Stopped(Stop::LeaseLost)),
-            Err(RetryError::Stopped) => Err(NotWritten::ProcessEnds),
-            Err(RetryError::Permanent(error)) => {
-                Err(NotWritten::Stopped(Stop::Unstorable(format!("the checkpoint was refused: {error}"))))
-            }
+        let bytes = delta.context_window.iter().map(|entry| entry.as_str().len()).sum();
+        let _room = self.memory.is_written(bytes).await;
+        let (row, never) = (self.begin(delta, by_meter.is_some())?, CancellationToken::new());
+        let result = self.patiently(WRITING, by_meter.unwrap_or(&never), || write(row.clone())).await;
+        let is_uncounted = {
+            let mut unanswered = self.unanswered();
+            // If it is gone, the end of the run has asked as well, and has counted it.
+            let sent = unanswered.last.take_if(|sent| sent.row.ordinal == row.ordinal);
+            let is_uncounted = sent.is_some();
+            unanswered.last = match sent {
+                Some(sent) if result.is_ok() => Some(Sent { is_durable: true, ..sent }),
+                _ => unanswered.last.take(),
+            };
+            is_uncounted
+        };
+        if result.is_ok() && is_uncounted {
+            self.count(delta, row.ordinal);
         }
+        result
     }
 
-    /// Writes a checkpoint by a transaction that settles a call as well, which outlives the run. Nothing is written for a run that has
-    /// ended.
+    /// Writes a checkpoint by a transaction that settles a call as well, and outlives the run. For a run that has ended nothing is
+    /// written.
     pub async fn checkpoint_with<W: Future<Output = Result<Fenced<()>, StoreError>>>(
         &self,
         delta: &Delta,
         process_ends: &CancellationToken,
         write: impl Fn(CheckpointRow) -> W,
     ) -> Result<(), NotWritten> {
-        let _room = self.memory.is_written(bytes_of(delta)).await;
-        let row = self.begin(delta, true).map_err(NotWritten::Stopped)?;
-        let result = self.patiently(WRITING, process_ends, || write(row.clone())).await;
-        self.answered((delta, row.ordinal), result)
+        self.write(delta, Some(process_ends), write).await
     }
 
     /// Returns whether the run has checkpointed anything, or tried to.
@@ -203,10 +244,6 @@ impl Journal {
     }
 }
 
-fn bytes_of(delta: &Delta) -> usize {
-    delta.context_window.iter().map(|entry| entry.as_str().len()).sum()
-}
-
 fn is_progress(delta: &Delta) -> bool {
     let Delta { memory, context_window, replace_context, feature_progress, iterations, usage: _ } = delta;
     *iterations > 0
@@ -230,13 +267,11 @@ pub enum Settled {
 impl harness::Journal for Journal {
     /// If the lease is lost meanwhile, the run's own stop signal ends the wait, because the run is dropped.
     async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop> {
-        let _room = self.memory.is_written(bytes_of(delta)).await;
-        let (row, never) = (self.begin(delta, false)?, CancellationToken::new());
-        let result = self.patiently(WRITING, &never, || self.store.checkpoint(row.clone())).await;
-        self.answered((delta, row.ordinal), result).map_err(|not_written| match not_written {
-            NotWritten::Stopped(stop) => stop,
-            NotWritten::ProcessEnds => Stop::LeaseLost,
-        })
+        Ok(self.write(delta, None, |row| self.store.checkpoint(row)).await?)
+    }
+
+    fn applied(&self) {
+        self.unanswered().last.take_if(|sent| sent.is_durable);
     }
 
     /// Without an answer from Postgres it waits, as a checkpoint does. What Postgres refuses stays in parts: the run goes on.
@@ -249,13 +284,13 @@ impl harness::Journal for Journal {
         let call = RunFold { claim: self.claim.clone(), ordinal, fold: whole(session), before };
         let never = CancellationToken::new();
         match self.patiently("folding a session", &never, || self.store.fold(call.clone())).await {
-            Ok(Fenced::Done(())) => {
+            Ok(()) => {
                 debug!(ordinal, "the session was folded within the run");
                 Ok(true)
             }
-            Ok(Fenced::Lost) | Err(RetryError::Stopped) => Err(Stop::LeaseLost),
-            Err(RetryError::Permanent(cause)) => {
-                warn!(cause = cause.as_dyn(), "a session's state was refused; it stays in parts");
+            Err(NotWritten::Lost | NotWritten::ProcessEnds) => Err(Stop::LeaseLost),
+            Err(NotWritten::Refused { why, .. }) => {
+                warn!(cause = why, "a session's state was refused; it stays in parts");
                 Ok(false)
             }
         }

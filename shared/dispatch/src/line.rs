@@ -384,8 +384,10 @@ impl Admitter {
             let counted_from = facts.oldest.get(pool.as_str()).copied().unwrap_or_default();
             noted.insert(pool.clone(), (seen, Grant { messages, counted_from }));
         }
-        if !noted.is_empty() {
-            dispatch.store.note_seen(leadership, &noted).await?;
+        if !noted.is_empty()
+            && let Err(error) = dispatch.store.note_seen(leadership, &noted).await
+        {
+            failed = Err(error);
         }
         self.grants = noted.values().any(|(_, grant)| grant.messages > 0);
         let rest = begun.elapsed() * REST;

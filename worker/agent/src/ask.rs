@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use crate::answer::{Answer, StopReason};
 use crate::fault::{Again, Fault, Tries};
 use crate::reading::{Reading, Taking, broken};
+use crate::turns::Added;
 use crate::wire::Wire;
 
 /// How many KiB of requests are on their way to the gateway at a time, of all runs of this process. Each is a copy of its
@@ -71,11 +72,11 @@ pub(crate) struct Asked {
     /// How long the first text or call took.
     pub first_token: Option<Duration>,
     /// What was added to the session for it, if that was written with its settlement.
-    pub written: Option<Prepared>,
+    pub written: Option<(Prepared, Added)>,
 }
 
 /// Returns what is added to the session for an answer whose call has used this, if anything is.
-pub(crate) type Take<'t> = dyn Fn(&Asked, Usage) -> Option<Prepared> + Send + Sync + 't;
+pub(crate) type Take<'t> = dyn Fn(&Asked, Usage) -> Option<(Prepared, Added)> + Send + Sync + 't;
 
 /// Why there is no answer, after all tries.
 #[derive(Debug)]
@@ -120,7 +121,11 @@ impl Gateway {
             }
             let mut streamed = 0;
             let asked = self.once(wire, (place, request()), take, (run, &mut streamed)).await;
-            let counts = asked.as_ref().is_ok_and(|asked| asked.answer.stop != StopReason::Refusal);
+            let counts = match &asked {
+                Ok(asked) => asked.answer.stop != StopReason::Refusal,
+                // It is stored, and the next attempt is given it without showing it again.
+                Err(fault) => matches!(fault, Fault::Stopped(_)),
+            };
             if streamed > 0 && !counts {
                 run.event(Event::new(TEXT_VOID, json!({"characters": streamed})));
             }

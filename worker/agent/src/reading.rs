@@ -43,7 +43,7 @@ impl Taking<'_> {
 
     /// Takes an answer. If it is not written, the meter stores it.
     async fn take(&self, offer: Offer, asked: &mut Asked) -> Result<(), Fault> {
-        let Some(prepared) = (self.take)(asked, offer.usage) else { return Ok(()) };
+        let Some((prepared, added)) = (self.take)(asked, offer.usage) else { return Ok(()) };
         let (durable, is_durable) = oneshot::channel();
         let taken = Taken { delta: prepared.delta().clone(), durable };
         self.is_taking.store(true, Ordering::Relaxed);
@@ -53,7 +53,7 @@ impl Taking<'_> {
         };
         self.is_taking.store(false, Ordering::Relaxed);
         match written {
-            Some(Ok(())) => asked.written = Some(prepared),
+            Some(Ok(())) => asked.written = Some((prepared, added)),
             Some(Err(stop)) => return Err(Fault::Stopped(stop)),
             None => {}
         }
@@ -111,17 +111,18 @@ impl Reading<'_> {
         // What follows the end says nothing, and the connection may stay open.
         while !progress.assembly.has_ended() {
             if let Some(offer) = offer.take_if(|offer| offer.passed <= progress.read) {
-                let missing = (offer.passed + offer.last.len()).saturating_sub(progress.read);
-                progress.push(&offer.last)?;
+                let rest = offer.last.get(progress.read - offer.passed..).unwrap_or_default();
+                let missing = rest.len();
+                progress.push(rest)?;
                 let mut asked = progress.asked()?;
                 if let Some(taking) = &taking {
                     taking.take(offer, &mut asked).await?;
                 }
-                let closing = pass(&mut chunks, missing);
                 if asked.written.is_none() {
-                    closing.await?;
+                    pass(chunks, missing).await?;
                 } else {
-                    let _passed_or_late = timeout(CLOSING, closing).await;
+                    // Nobody waits for it: the answer is in the session.
+                    tokio::spawn(timeout(CLOSING, pass(chunks, missing)));
                 }
                 return Ok(asked);
             }
@@ -185,7 +186,7 @@ const REPLAYED: &str = "x-harness-replayed";
 
 /// Waits until so many bytes have come: the gateway passes the last event once the answer is in the ledger.
 async fn pass(
-    chunks: &mut (impl Stream<Item = reqwest::Result<Bytes>> + Unpin),
+    mut chunks: impl Stream<Item = reqwest::Result<Bytes>> + Unpin,
     mut missing: usize,
 ) -> Result<(), Fault> {
     while missing > 0 {

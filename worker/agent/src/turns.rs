@@ -34,7 +34,8 @@ const THINK_LESS: &str = "The limit of output came before you had said anything 
 const MOST_REPAIRS: u32 = 3;
 
 /// What an answer adds to the context.
-struct Added {
+#[derive(Clone, Debug)]
+pub(crate) struct Added {
     entries: Vec<Json>,
     /// Whether none of its calls waits for a result. Then it counts as an iteration.
     is_whole: bool,
@@ -287,16 +288,19 @@ impl<'r> Turns<'r> {
                 }
             }
         };
-        let added = self.added(&asked);
         // An answer of the cache says nothing of this job: the attempt before may have been given it as well.
         self.may_have_begun = asked.is_replayed || asked.is_cached && self.is_resumed;
         self.is_resumed = false;
         for call in asked.answer.calls.iter().filter(|call| call.input.is_err()) {
             self.not_made(None, call, "bad_input");
         }
+        let (prepared, added) = match asked.written {
+            Some((prepared, added)) => (Some(prepared), added),
+            None => (None, self.added(&asked)),
+        };
         self.seen.extend(added.results);
         self.is_news = !added.is_whole && added.is_news;
-        if let Some(prepared) = asked.written {
+        if let Some(prepared) = prepared {
             added.entries.iter().for_each(|entry| self.digest.push(entry));
             return Ok(self.run.written(prepared).await?);
         }
@@ -342,16 +346,20 @@ impl<'r> Turns<'r> {
     }
 
     /// Prepares what an answer adds to the session, to be written with the settlement of its call, which has used this.
-    fn prepared(&self, asked: &Asked, call: Usage) -> Option<Prepared> {
+    fn prepared(&self, asked: &Asked, call: Usage) -> Option<(Prepared, Added)> {
         if asked.answer.stop == StopReason::Refusal {
             // The next model is asked.
             return None;
         }
-        let Added { entries: context_window, is_whole, is_news, .. } = self.added(asked);
-        let feature_progress = (is_whole && is_news).then(|| self.progress()).flatten();
-        let iterations = u64::from(is_whole);
-        let delta = Delta { context_window, feature_progress, iterations, ..Delta::default() };
-        self.run.prepare(delta, call)
+        debug_assert!(self.pending.is_empty(), "what is asked is all that the context has");
+        let added = self.added(asked);
+        let delta = Delta {
+            context_window: added.entries.clone(),
+            feature_progress: (added.is_whole && added.is_news).then(|| self.progress()).flatten(),
+            iterations: u64::from(added.is_whole),
+            ..Delta::default()
+        };
+        Some((self.run.prepare(delta, call)?, added))
     }
 
     fn wire(&self) -> Result<Wire, RunError> {

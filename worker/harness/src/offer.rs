@@ -31,8 +31,8 @@ pub struct Offer {
 pub struct Taken {
     /// It counts what the call has used.
     pub delta: Delta,
-    /// Learns that it is durable, or why the run must stop. It is dropped if the delta was refused and the answer is stored
-    /// instead.
+    /// Learns that it is durable, or why the run must stop. It is dropped if the delta is certainly not written and the
+    /// answer is stored instead, or if the process ends.
     pub durable: oneshot::Sender<Result<(), Stop>>,
 }
 

@@ -49,6 +49,9 @@ pub trait Journal: Send + Sync {
     /// Returns once the delta is durable. An error means that the run must stop, and that the delta may be lost.
     async fn checkpoint(&self, delta: &Delta) -> Result<(), Stop>;
 
+    /// Notes that the run has the last durable delta in its session.
+    fn applied(&self) {}
+
     /// Writes the session whole, as the last checkpoint has left it, where it is kept in parts; the first time in a job
     /// (`is_first`) the state before the job as well. Returns whether it did; if not, the parts are all there. An error means
     /// that the run must stop.
@@ -200,6 +203,7 @@ impl Run {
             self.stalled = self.session.stalled(self.stalled, &delta);
         }
         self.session.apply(&delta);
+        self.journal.applied();
         match self.task.max_stalled_iterations {
             _ if self.stop.asked() == Some(Stop::Interrupted) => Err(Stop::Interrupted),
             Some(most) if self.stalled >= u64::from(most) => Err(Stop::Stalled(self.stalled)),
@@ -234,6 +238,7 @@ impl Run {
             self.journal.checkpoint(&delta).await?;
             self.paid += usage;
             self.session.apply(&delta);
+            self.journal.applied();
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use harness::{IsDurable, Offers, Stop, Taken, Usage};
+use harness::{IsDurable, Offers, Taken, Usage};
 use job::{Name, Usd};
 use model::{
     Answer, Call, Checkpoints, Given, Ledger, NoUsage, Outcome, Purchase, Reserve, Settled, Settlement,
@@ -295,12 +295,13 @@ impl AttemptLedger {
                 Ok(true)
             }
             Err(NotWritten::ProcessEnds) => Err(Unavailable("this process ends".to_owned())),
-            Err(NotWritten::Stopped(lost @ Stop::LeaseLost)) => {
-                let _ = durable.send(Err(lost));
+            Err(NotWritten::Refused { why, may_be_written: false }) => {
+                warn!(call = %settled.call.call_id, cause = why, "an answer is stored, because its session does not take it");
                 Ok(false)
             }
-            Err(NotWritten::Stopped(cause)) => {
-                warn!(call = %settled.call.call_id, %cause, "an answer is stored, because what its run adds to its session is refused");
+            // A run that went on as if nothing were written might write it twice.
+            Err(not_written) => {
+                let _ = durable.send(Err(not_written.into()));
                 Ok(false)
             }
         }
@@ -375,7 +376,6 @@ impl Ledger for AttemptLedger {
             learnt,
             taken,
         } = settlement;
-        self.keys.learn(&self.store, call, &learnt).await;
         let kept = answer.clone();
         let taken = match (&outcome, &answer, taken) {
             (
@@ -389,6 +389,7 @@ impl Ledger for AttemptLedger {
             }
             _ => None,
         };
+        self.keys.learn(&self.store, call, &learnt).await;
         let answer = answer.map(|Answer { content_type, body }| StoredAnswer {
             content_type,
             body: body.into(),

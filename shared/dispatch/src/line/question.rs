@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use store::StoreError;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 /// How long a look waits for an answer.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// Questions of all pools at a time: each takes a connection, which others need as well.
+static AT_ONCE: Semaphore = Semaphore::const_new(2);
 
 /// At most one question at a time.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ impl<T: Send + 'static> Question<T> {
     pub(super) fn ask(&mut self, asking: impl Future<Output = Result<T, StoreError>> + Send + 'static) {
         self.was_waited_for = false;
         self.open = Some(tokio::spawn(async move {
+            // It is never closed.
+            let _permit = AT_ONCE.acquire().await;
             let begun = Instant::now();
             let answer = asking.await;
             (answer, begun.elapsed())

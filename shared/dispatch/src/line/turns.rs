@@ -178,14 +178,18 @@ impl Turns {
     fn sorted<'a>(&mut self, lines: &'a [LinePlace], places: &Places<'_>) -> Heaps<'a> {
         let mut tenants: HashMap<(usize, &str), Vec<(u64, usize)>> = HashMap::new();
         for (at, place) in lines.iter().enumerate() {
-            let last = self.lines.get(&id(place)).copied().unwrap_or(0);
+            // A new one is behind those that are there: where new ones come as fast as turns, others have theirs all the same.
+            let last = *self.lines.entry(id(place)).or_insert(self.tick);
             tenants.entry((lane(place), &place.tenant)).or_default().push((last, at));
         }
         let mut lanes = Heaps::default();
         for ((lane, tenant), mut own) in tenants {
             own.sort_unstable();
             let lines: VecDeque<usize> = own.into_iter().map(|(_, at)| at).collect();
-            let last = self.tenants.get(tenant).copied().unwrap_or(0);
+            let last = match self.tenants.get(tenant) {
+                Some(last) => *last,
+                None => *self.tenants.entry(tenant.to_owned()).or_insert(self.tick),
+            };
             let order = Reverse((places.share(tenant), last, lines[0]));
             lanes[lane].push(Waiting { order, tenant, lines });
         }

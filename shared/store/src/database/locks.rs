@@ -9,13 +9,13 @@
 //! | workers' rows, `UPDATE` | `worker_id` | marks, a drain's confirmation, stop | claims under way end, and later ones see it |
 //! | limits, advisory, before all that follows | one | a reservation (shared), a limit that is set (alone) | no reservation that has not seen the limit is under way when it holds |
 //! | sessions' rows | `session_id` | claim, conclude, cancel, rescue, what a line blocks, a fold within a run | only one of them at a time decides about a session |
-//! | jobs' rows | `job_id` | claim, cancel, rescue, what a line blocks, a fold within a run; checkpoint and reservation (`SHARE`), jobs of a deleted queue | the row stays as it was read |
+//! | jobs' rows | `job_id` | claim, cancel, rescue, what a line blocks, a fold within a run; checkpoint, reservation and the settlement of an answer that is checkpointed (`SHARE`), jobs of a deleted queue | the row stays as it was read |
 //! | the same, under their sessions' locks | by statement | conclude (ends, then retries), cancel (running, then waiting) | the row changes once |
 //! | accounts' rows with a limit, `NO KEY UPDATE` | `key` | a reservation, a fold | they decide one after the other, each on what the one before it held |
 //! | rows of providers' limits, `NO KEY UPDATE` | `account` | a reservation, a fold | as with accounts |
 //! | calls' rows | `call_id` | settlement, and what ends a run, after the jobs' rows | a call is settled once |
 //! | inputs' rows, under their sessions' locks | `job_id`, `call_id` where questions are asked, else by statement | questions, an answer, the end of its time, the end of a job | a call is answered once |
-//! | blobs' rows | `session_id`, `hash` where checkpoints store them, else by statement | a checkpoint, after the jobs' rows; a fold, a rollback and the emptying of a session, under its lock | what a row refers to stays |
+//! | blobs' rows | `session_id`, `hash` where checkpoints store them, else by statement | a checkpoint, after the jobs' rows and before calls' rows; a fold, a rollback and the emptying of a session, under its lock | what a row refers to stays |
 //! | results' rows | `job_id` | redrive, dismissal | only one of the two happens, and only once |
 //! | a pool's grant, advisory | none waits for it | an insertion of jobs into a pool with a line | others do not count at the same moment |
 //! | a tenant's row, `SHARE` | one | a new key | the tenant is not closed meanwhile |

@@ -175,10 +175,11 @@ pub(super) fn literal<'a>(hashes: impl IntoIterator<Item = &'a [u8]>) -> Option<
 pub(super) const STORE_BLOBS: &str = "
     INSERT INTO harness_blobs (session_id, hash, content)
     SELECT DISTINCT ON (b.session_id, b.hash) b.session_id, b.hash, b.content::json
-      FROM unnest($2::uuid[], $3::bigint[], $4::text[], $5::bytea[], $6::text[]) AS b(job_id, epoch, session_id, hash, content)
+      FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::bytea[], $6::text[])
+           AS b(worker_id, job_id, epoch, session_id, hash, content)
      WHERE EXISTS (SELECT FROM harness_jobs j
                     WHERE j.job_id = b.job_id AND j.session_id = b.session_id AND j.epoch = b.epoch
-                      AND j.worker_id IS NOT DISTINCT FROM $1)
+                      AND j.worker_id IS NOT DISTINCT FROM b.worker_id)
      ORDER BY b.session_id, b.hash
     ON CONFLICT (session_id, hash) DO UPDATE SET live = true WHERE NOT harness_blobs.live";
 

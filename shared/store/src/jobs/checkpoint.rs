@@ -80,7 +80,8 @@ const APPEND: &str = concat!(
                folded_epoch IS DISTINCT FROM epoch OR ($5::int[])[array_position($2, job_id)] > folded_ordinal AS is_new
           FROM harness_jobs
          WHERE job_id = ANY($2) AND session_id = ($3::text[])[array_position($2, job_id)]
-           AND epoch = ($4::bigint[])[array_position($2, job_id)] AND worker_id IS NOT DISTINCT FROM $1
+           AND epoch = ($4::bigint[])[array_position($2, job_id)]
+           AND worker_id IS NOT DISTINCT FROM ($1::uuid[])[array_position($2, job_id)]
          ORDER BY job_id FOR SHARE
     ), appended AS (
         INSERT INTO harness_checkpoints
@@ -100,7 +101,8 @@ const APPEND: &str = concat!(
 
 /// Deltas of a batch, as [`APPEND`] takes them: one vector per column. A job has at most one.
 pub(crate) struct Appends<'a> {
-    worker_id: Uuid,
+    /// A process that goes on under a new id may still write what its last one has done.
+    workers: Vec<Uuid>,
     jobs: Vec<Uuid>,
     sessions: Vec<&'a str>,
     epochs: Vec<i64>,
@@ -118,6 +120,7 @@ pub(crate) struct Appends<'a> {
 /// Blobs of a batch, as [`STORE_BLOBS`] takes them.
 #[derive(Default)]
 struct Blobs<'a> {
+    workers: Vec<Uuid>,
     jobs: Vec<Uuid>,
     epochs: Vec<i64>,
     sessions: Vec<&'a str>,
@@ -130,9 +133,8 @@ impl<'a> Appends<'a> {
     pub fn of(calls: &[&'a Append]) -> Option<Appends<'a>> {
         let rows = || calls.iter().map(|call| &call.row);
         let hashes = |call: &&Append| literal(call.blobs.iter().map(|blob| blob.hash.as_slice()));
-        Some(Appends {
-            // A process that goes on under a new id has a later one. Its runs of before are lost.
-            worker_id: rows().map(|row| Uuid::from(row.claim.worker())).max()?,
+        (!calls.is_empty()).then(|| Appends {
+            workers: rows().map(|row| row.claim.worker().into()).collect(),
             jobs: rows().map(|row| row.claim.job_id().into()).collect(),
             sessions: rows().map(|row| row.claim.session_key()).collect(),
             epochs: rows().map(|row| row.claim.epoch()).collect(),
@@ -151,7 +153,7 @@ impl<'a> Appends<'a> {
     /// Returns the statements with their parameters: one for the deltas, and one for their blobs if there are any.
     pub fn steps(&self) -> Vec<(&'static str, Vec<&(dyn ToSql + Sync)>)> {
         let appending: Vec<&(dyn ToSql + Sync)> = vec![
-            &self.worker_id,
+            &self.workers,
             &self.jobs,
             &self.sessions,
             &self.epochs,
@@ -164,10 +166,10 @@ impl<'a> Appends<'a> {
             &self.entries,
             &self.refers_to,
         ];
-        let Blobs { jobs, epochs, sessions, hashes, contents } = &self.blobs;
+        let Blobs { workers, jobs, epochs, sessions, hashes, contents } = &self.blobs;
         let mut steps = vec![(APPEND, appending)];
         if !jobs.is_empty() {
-            steps.push((STORE_BLOBS, vec![&self.worker_id, jobs, epochs, sessions, hashes, contents]));
+            steps.push((STORE_BLOBS, vec![workers, jobs, epochs, sessions, hashes, contents]));
         }
         steps
     }
@@ -183,6 +185,7 @@ impl<'a> Blobs<'a> {
         let mut columns = Blobs::default();
         for (row, blob) in calls.iter().flat_map(|call| call.blobs.iter().map(|blob| (&call.row, blob))) {
             let content = row.entries.as_deref().and_then(|entries| entries.get(blob.at.clone()));
+            columns.workers.push(row.claim.worker().into());
             columns.jobs.push(row.claim.job_id().into());
             columns.epochs.push(row.claim.epoch());
             columns.sessions.push(row.claim.session_key());

@@ -64,11 +64,12 @@ const LEAVE: &str = "
             LIMIT $2))
     RETURNING job_id";
 
-/// A pool that had a line keeps its row.
+/// A pool that had a line keeps its row. Its name has the collation C, which the indexes on jobs have not.
 const POOLS_WITHOUT: &str = "
     SELECT pool FROM harness_pools p
      WHERE NOT line
-       AND (SELECT j.job_id FROM harness_jobs j WHERE j.state = 'waiting' AND j.pool = p.pool LIMIT 1) IS NOT NULL";
+       AND (SELECT j.job_id FROM harness_jobs j
+             WHERE j.state = 'waiting' AND j.pool = p.pool COLLATE \"default\" LIMIT 1) IS NOT NULL";
 
 impl Store {
     /// Gives a pool a line, or takes it away; the operators' log names the actor. What waits when the line is taken away

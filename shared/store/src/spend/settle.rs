@@ -1,4 +1,5 @@
-//! Settle: records what became of a call. It asks for no lease, because what a call has cost is a fact.
+//! Settle: records what became of a call. It asks for no lease, because what a call has cost is a fact. Only what its run
+//! adds to its session in the same transaction is fenced.
 
 use std::collections::{BTreeMap, HashSet};
 
