@@ -174,21 +174,34 @@ impl Turns {
         }
     }
 
+    /// When one that has had no turn counts as if it had: just behind the one that waits the longest. So others have their
+    /// turns also where new ones come as fast as turns are given.
+    fn behind(&self, longest: Option<u64>) -> u64 {
+        longest.map_or(self.tick, |longest| longest + 1)
+    }
+
     /// The tenants of each lane, the next one first.
     fn sorted<'a>(&mut self, lines: &'a [LinePlace], places: &Places<'_>) -> Heaps<'a> {
-        let mut tenants: HashMap<(usize, &str), Vec<(u64, usize)>> = HashMap::new();
+        let mut tenants: HashMap<(usize, &str), Vec<usize>> = HashMap::new();
         for (at, place) in lines.iter().enumerate() {
-            // A new one is behind those that are there: where new ones come as fast as turns, others have theirs all the same.
-            let last = *self.lines.entry(id(place)).or_insert(self.tick);
-            tenants.entry((lane(place), &place.tenant)).or_default().push((last, at));
+            tenants.entry((lane(place), &place.tenant)).or_default().push(at);
+        }
+        let mut next_of_lane = [None::<u64>; LANES];
+        for (lane, tenant) in tenants.keys() {
+            next_of_lane[*lane] = earlier(next_of_lane[*lane], self.tenants.get(*tenant).copied());
         }
         let mut lanes = Heaps::default();
-        for ((lane, tenant), mut own) in tenants {
+        for ((lane, tenant), own) in tenants {
+            let known = own.iter().filter_map(|at| self.lines.get(&id(&lines[*at])).copied()).min();
+            let new = self.behind(known);
+            let mut own: Vec<(u64, usize)> =
+                own.into_iter().map(|at| (*self.lines.entry(id(&lines[at])).or_insert(new), at)).collect();
             own.sort_unstable();
             let lines: VecDeque<usize> = own.into_iter().map(|(_, at)| at).collect();
+            let new = self.behind(next_of_lane[lane]);
             let last = match self.tenants.get(tenant) {
                 Some(last) => *last,
-                None => *self.tenants.entry(tenant.to_owned()).or_insert(self.tick),
+                None => *self.tenants.entry(tenant.to_owned()).or_insert(new),
             };
             let order = Reverse((places.share(tenant), last, lines[0]));
             lanes[lane].push(Waiting { order, tenant, lines });
@@ -244,6 +257,11 @@ impl Turns {
     }
 }
 
+/// The earlier of two times, as far as they are known.
+fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
+}
+
 fn lane(place: &LinePlace) -> usize {
     usize::try_from(place.lane).unwrap_or(0).min(LANES - 1)
 }
@@ -285,6 +303,20 @@ mod tests {
         let most =
             |place: &LinePlace| takes.iter().find(|take| take.place == *place).map_or(0, |take| take.most);
         lines.iter().map(most).collect()
+    }
+
+    #[test]
+    fn what_waits_has_its_turn_although_new_lines_and_tenants_come_as_fast_as_turns() {
+        let new_line = |n: usize| line(2, "a", &format!("k{n:05}"));
+        let new_tenant = |n: usize| line(2, &format!("t{n:05}"), "");
+        for new in [&new_line as &dyn Fn(usize) -> LinePlace, &new_tenant] {
+            let (mut turns, bounds) = (Turns::default(), LineBounds::default());
+            // It has had a turn, and waits again.
+            chosen(&mut turns, 1, &[line(2, "a", "")], &[], &bounds);
+            let had: u32 =
+                (0..100).map(|n| chosen(&mut turns, 1, &[new(n), line(2, "a", "")], &[], &bounds)[1]).sum();
+            assert!(had >= 33, "{had} of 100");
+        }
     }
 
     #[test]
