@@ -2,7 +2,7 @@
 //!
 //! Each lane has a page of its own, so that none is missing in the ratio of their shares, and jobs that have begun are
 //! always first. In a page, each tenant has a line before one has two. The next page begins behind as many tenants, and
-//! in each tenant behind as many lines, as had a turn: so whoever had none is still there.
+//! in each tenant behind as many lines, as had a turn: so one that had none is offered again soon.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound::{Excluded, Included};

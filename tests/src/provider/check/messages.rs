@@ -3,10 +3,9 @@
 //! Sources, at platform.claude.com/docs: "Messages" of the API reference (fields, roles, limits, prefill), "Errors" (shape,
 //! sizes), "How to implement tool use" and "Handling tool results" (calls and results), "Extended thinking" (signatures,
 //! rounds of tools, budgets), "Prompt caching" (marks), "Context windows" (overflow). Two rules are in no page: a
-//! text of white space is refused whoever says it (github.com/home-assistant/core/issues/175637), and so is thinking
+//! text of white space is refused in every role (github.com/home-assistant/core/issues/175637), and so is thinking
 //! at the end of an answer (github.com/tailcallhq/forgecode/issues/3071). The fields are those of the official SDKs
-//! for Python of November
-//! 2026, and those that older ones had.
+//! for Python of November 2026, and those that older ones had.
 
 use std::collections::BTreeSet;
 
