@@ -26,6 +26,6 @@ pub(crate) use locks::{
 pub(crate) use pool::BEAT_BOUND;
 pub use pool::StoreConfig;
 pub(crate) use row::{
-    millis, read_change, read_job_id, read_millis, read_name, read_state, read_usd, rfc3339, uuids,
+    millis, read_change, read_ids, read_job_id, read_millis, read_name, read_state, read_usd, rfc3339, uuids,
 };
 pub(crate) use tx::{Params, Tx, queries, query, query_within};

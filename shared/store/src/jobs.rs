@@ -34,7 +34,7 @@ pub(crate) use blobs::{Contents, session_blobs};
 pub(crate) use cancel::CREATE_SESSIONS as CREATE_SESSIONS_OF;
 pub use cancel::{Ask, Cancelled, EndedWaiting, Unwanted};
 pub use checkpoint::CheckpointRow;
-pub(crate) use checkpoint::{Append, Appends, ids};
+pub(crate) use checkpoint::{Append, Appends};
 pub use claim::{Answer, ClaimRequest};
 pub(crate) use claimed::read_claim;
 pub use claimed::{Claim, Claimed, SessionState, Suspicion};

@@ -160,7 +160,7 @@ impl Progress<'_> {
             if let Some(text) = self.assembly.event(&data)? {
                 self.first_token.get_or_insert_with(|| self.begun.elapsed());
                 // Who follows the job has seen what an earlier attempt was answered.
-                if self.is_shown && !self.headers.contains_key(REPLAYED) {
+                if self.is_shown && !self.has(REPLAYED) {
                     *self.streamed += text.chars().count();
                     self.run.text(&text);
                 }

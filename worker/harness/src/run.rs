@@ -197,13 +197,10 @@ impl Run {
 
     /// Applies a delta that is durable now.
     pub async fn written(&mut self, Prepared { delta, room }: Prepared) -> Result<(), Stop> {
-        self.paid += delta.usage;
-        self.room = room;
         if self.task.max_stalled_iterations.is_some() {
             self.stalled = self.session.stalled(self.stalled, &delta);
         }
-        self.session.apply(&delta);
-        self.journal.applied();
+        self.apply(&delta, room);
         match self.task.max_stalled_iterations {
             _ if self.stop.asked() == Some(Stop::Interrupted) => Err(Stop::Interrupted),
             Some(most) if self.stalled >= u64::from(most) => Err(Stop::Stalled(self.stalled)),
@@ -236,20 +233,23 @@ impl Run {
         let delta = Delta { usage, ..Delta::default() };
         if !delta.is_empty() && delta.check().is_ok() {
             self.journal.checkpoint(&delta).await?;
-            self.paid += usage;
-            self.session.apply(&delta);
-            self.journal.applied();
+            self.apply(&delta, self.room);
         }
         Ok(())
     }
 
     /// Applies a delta that became durable although its answer did not reach this run.
     pub fn catch_up(&mut self, delta: &Delta) {
-        if let Ok(room) = self.room.after(delta, &self.session) {
-            self.room = room;
-        }
+        let room = self.room.after(delta, &self.session).unwrap_or(self.room);
+        self.apply(delta, room);
+    }
+
+    /// Takes a durable delta in, which leaves this room.
+    fn apply(&mut self, delta: &Delta, room: Room) {
+        self.room = room;
         self.paid += delta.usage;
         self.session.apply(delta);
+        self.journal.applied();
     }
 
     /// Shows progress.

@@ -1,7 +1,7 @@
 //! Which lines are offered a turn, where there are more than can be looked at for each.
 //!
-//! Each lane has a page of its own, so that none is missing in the ratio of their shares, and jobs that have begun are
-//! always first. In a page, each tenant has a line before one has two. The next page begins behind as many tenants, and
+//! Each lane has a page of its own: so lanes keep the ratio of their shares, and jobs that have begun are always first.
+//! In a page, each tenant has a line before one has two. The next page begins behind as many tenants, and
 //! in each tenant behind as many lines, as had a turn: so one that had none is offered again soon.
 
 use std::collections::{BTreeMap, HashMap};

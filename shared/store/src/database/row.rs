@@ -1,5 +1,6 @@
 //! Values on their way into a statement, and out of a row.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use job::{Change, JobId, JobState, Name, SessionKey, Usd};
@@ -23,6 +24,11 @@ macro_rules! rfc3339 {
     };
 }
 pub(crate) use rfc3339;
+
+/// Reads the ids in the first column.
+pub(crate) fn read_ids(rows: &[Row]) -> HashSet<Uuid> {
+    rows.iter().map(|row| row.get(0)).collect()
+}
 
 pub(crate) fn read_job_id(row: &Row, column: usize) -> JobId {
     JobId::of_ledger(row.get(column))

@@ -18,8 +18,8 @@ use super::taken_keys::{
     ACCEPT_KEYED, FIND_HELD, JobKey, KeyColumns, KeyKind, LOCK_KEYS, SETTLE_KEYS, read_found,
 };
 use crate::database::{
-    Batched, Params, Tx, alone_in_its_batch, commit, query, read_job_id, read_name, read_state, rfc3339,
-    uuids,
+    Batched, Params, Tx, alone_in_its_batch, commit, query, read_ids, read_job_id, read_name, read_state,
+    rfc3339, uuids,
 };
 use crate::{Store, StoreError};
 
@@ -393,7 +393,7 @@ impl Store {
             false => held_by(&query(&self.pool, "find_held", FIND_HELD, &keys.params()).await?),
         };
         let known = query(&self.pool, "find_ids", FIND_IDS, &[&ids]).await?;
-        let known: HashSet<Uuid> = known.iter().map(|row| row.get(0)).collect();
+        let known = read_ids(&known);
         let answer = |id: &Uuid| found.remove(id).or_else(|| known.contains(id).then_some(Taken::Known));
         Ok(ids.iter().map(answer).collect())
     }

@@ -19,7 +19,7 @@ use super::claim::READ_ANSWERS;
 use super::columns::no_place;
 use super::next::NEXT;
 use crate::access::jobs_logged;
-use crate::database::{LOCK_SESSIONS, Params, Tx, query, read_change, read_job_id, uuids};
+use crate::database::{LOCK_SESSIONS, Params, Tx, query, read_change, read_ids, read_job_id, uuids};
 use crate::webhooks::deliveries;
 use crate::{Store, StoreError};
 
@@ -383,7 +383,7 @@ impl Store {
         let statements = [FORESTALL, DROP_ENDED, LOG_FORESTALLED];
         let forestall = Tx::prepare(&self.pool, "forestall", statements).await?;
         let [made, had_ended, _] = forestall.run([&[&ids], &[&ids], &[&actor, &ids]]).await?;
-        let had_ended: HashSet<Uuid> = had_ended.iter().map(|row| row.get(0)).collect();
+        let had_ended = read_ids(&had_ended);
         let unseen: HashSet<Uuid> =
             made.iter().map(|row| row.get(0)).filter(|id| !had_ended.contains(id)).collect();
         let ended = self.end_waiting_by(Some(actor), jobs, Unwanted::Cancelled).await?;

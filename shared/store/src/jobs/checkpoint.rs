@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use deadpool_postgres::Pool;
 use job::{Change, JobState, Usd};
-use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::blobs::{Blob, STORE_BLOBS, literal, part};
 use super::claimed::Claim;
-use crate::database::{Batched, Tx, as_text};
+use crate::database::{Batched, Tx, as_text, read_ids};
 use crate::{Fenced, StoreError};
 
 /// One delta of one run.
@@ -214,7 +213,7 @@ impl Batched for Append {
         let steps = appends.steps();
         let steps: Vec<_> = steps.iter().map(|(sql, params)| (*sql, params.as_slice())).collect();
         let answers = Tx::run_steps(pool, "checkpoint", &steps).await?;
-        let held = ids(&answers[0]);
+        let held = read_ids(&answers[0]);
         Ok(batch.iter().map(|call| Appends::answer(&held, call)).collect())
     }
 
@@ -223,9 +222,4 @@ impl Batched for Append {
             changes.push(self.row.claim.change(JobState::Running));
         }
     }
-}
-
-/// Returns the ids in the first column.
-pub(crate) fn ids(rows: &[Row]) -> HashSet<Uuid> {
-    rows.iter().map(|row| row.get(0)).collect()
 }

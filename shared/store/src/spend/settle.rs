@@ -13,8 +13,8 @@ use super::account::{keys_of_call, micros};
 use super::answers::{Answers, STORE, StoredAnswer};
 use super::call::{CallTokens, Columns, NewCall, call_columns, call_values, check_cost};
 use super::rates::{Uses, give_back};
-use crate::database::{Batched, Params, Tx};
-use crate::jobs::{Append, Appends, CheckpointRow, ids};
+use crate::database::{Batched, Params, Tx, read_ids};
+use crate::jobs::{Append, Appends, CheckpointRow};
 use crate::{Fenced, Store, StoreError};
 
 /// What became of a call.
@@ -265,7 +265,7 @@ impl Batched for Settling {
             steps.push((STORE, storing.as_slice()));
         }
         let rows = Tx::run_steps(pool, "settle", &steps).await?;
-        let held = appends.as_ref().map_or_else(HashSet::new, |_| ids(&rows[0]));
+        let held = appends.as_ref().map_or_else(HashSet::new, |_| read_ids(&rows[0]));
         let settled: BTreeMap<Uuid, Usd> = rows[settles].iter().map(read_settled).collect();
         let answer = |it: &Settling| {
             let overrun = settled.get(&it.call.call.call_id);
@@ -339,7 +339,6 @@ impl Store {
         let log: [&(dyn ToSql + Sync); 3] = [&actor, &call_id, &cost];
         let tx = Tx::prepare(&self.pool, "settle_unknown", [SETTLE, LOG]).await?;
         let [settled, _] = tx.run([&params as &Params<'_>, &log]).await?;
-        let settled: HashSet<Uuid> = settled.iter().map(|row| row.get(0)).collect();
-        Ok(settled.contains(&call_id))
+        Ok(read_ids(&settled).contains(&call_id))
     }
 }
